@@ -1,0 +1,305 @@
+"""
+One file pass in a worker: a flat file to one artifact and the staged cells of its session.
+
+Chunks arrive in canonical order; each cell's rows are hashed, its record encoded, its place in the artifact noted.
+Everything is staged: nothing counts before the daemon commits it. This module must never know the state directory.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from engines.contract import ArtifactFile, Batch, CellBlock, Task, TaskFailed, Workplace
+from engines.feeds.session_window import SessionWindow
+from ledger.columns import WINDOW_NS, Column, Dataset, Flag, OptionRows, PayloadKind, Source
+from ledger.content import cell_hashes, mix, row_hashes, text_hashes
+from ledger.frames import ArtifactWriter
+from ledger.records import COMPRESSION_ZSTD, RECORD_DTYPE, blank
+from ledger.roots import symbol_of
+
+if TYPE_CHECKING:
+    import polars
+
+    from engines.feeds.chunks import Chunk
+    from engines.feeds.pass_report import PassReport
+
+PARSER_VERSION: Final = 1
+"""Counted up when the same file would give other rows; files read by another version are read again."""
+
+HASHED: Final = {
+    Column.TRADE_REF: (
+        "ticker", "sip_timestamp", "sequence_number", "price", "size", "exchange", "conditions", "correction",
+        "previous_price",
+    ),
+    Column.QUOTE_REF: (
+        "ticker", "sip_timestamp", "sequence_number", "bid_price", "bid_size", "bid_exchange", "ask_price", "ask_size",
+        "ask_exchange", "conditions", "indicators",
+    ),
+}  # fmt: skip
+"""Columns of the content hash, in order: those that every source has. A trade's id, tape and TRF are not among them."""
+_UNSEQUENCED: Final = frozenset({Dataset.OPTION_TRADES})
+_TEXT: Final = frozenset({"ticker", "conditions", "indicators"})
+
+
+@dataclass(frozen=True, slots=True)
+class PassArguments:
+    """What one pass reads: plain, picklable values."""
+
+    path: str
+    dataset: Dataset
+    window: SessionWindow
+    option_rows: OptionRows
+    globs: tuple[str, ...]
+    bad_rows_max: int
+    etag: str
+    size: int
+    only: tuple[str, ...] | None = None
+    """Symbols to read in a repair; None reads all that pass the globs."""
+    refused: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class PassResult:
+    """What the daemon needs beside the cells: counts and the symbols that were seen."""
+
+    report: PassReport | None
+    volume_outside: dict[str, float] = field(default_factory=dict)
+    outside: dict[str, float] = field(default_factory=dict)
+    damaged: str = ""
+
+
+def cell_dtype(kind: PayloadKind) -> np.dtype[Any]:
+    """dtype of staged cells of a kind; see :class:`engines.contract.CellBlock`."""
+    return np.dtype(
+        [("symbol", "<u2"), ("minute", "<u2"), ("inputs", "<u4"), ("flags", "u1"), ("record", RECORD_DTYPE[kind])]
+    )
+
+
+def hash_rows(frame: polars.DataFrame, column: Column, dataset: Dataset) -> np.ndarray:
+    """u64[rows], the row hashes of canonical rows; see :data:`HASHED`."""
+    arrays = []
+    for name in HASHED[column]:
+        if name == "sequence_number" and dataset in _UNSEQUENCED:
+            continue
+        series = frame[name]
+        if name in _TEXT:
+            codes, texts = _codes(series)
+            arrays.append(text_hashes(texts)[codes] if len(texts) else np.zeros(0, dtype=np.uint64))
+        else:
+            arrays.append(series.fill_null(float("nan")).to_numpy() if series.dtype.is_float() else series.to_numpy())
+    return row_hashes(arrays)
+
+
+def _codes(series: polars.Series) -> tuple[np.ndarray, list[str]]:
+    """Index of each value among the column's values, and those; dictionary-encoded by Polars."""
+    import polars as pl
+
+    categories = series.cast(pl.String).unique(maintain_order=True)
+    codes = series.cast(pl.String).cast(pl.Enum(categories)).to_physical().to_numpy()
+    return codes, categories.to_list()
+
+
+class CellSink:
+    """Takes the chunks of one attempt: writes the artifact, hashes cells, keeps their records."""
+
+    def __init__(self, column: Column, dataset: Dataset, window: SessionWindow, path: Path, metadata: dict[str, str]) -> None:
+        self.column = column
+        self.symbols: dict[str, int] = {}
+        self.volume_outside: dict[str, float] = {}
+        self.outside_facts: dict[str, float] = {}
+        self.outside_rows: dict[str, list[int]] = {}
+        self.parts: list[np.ndarray] = []
+        self.leads: dict[int, tuple[int, int, int]] = {}
+        self._dataset = dataset
+        self._window = window
+        self._kind = column.payload_kind
+        self.writer = ArtifactWriter(path, metadata=metadata)
+
+    def write(self, chunk: Chunk) -> None:
+        """Take one chunk."""
+        base = self.writer.rows
+        hashes = hash_rows(chunk.frame, self.column, self._dataset)
+        if chunk.outside:
+            self._take_outside(chunk, base, hashes)
+        else:
+            self.parts.append(self._cells(chunk, base, hashes))
+        self.writer.write(chunk.frame)
+
+    def abort(self) -> None:
+        """Throw the attempt away."""
+        self.writer.abort()
+
+    def _code(self, symbol: str) -> int:
+        return self.symbols.setdefault(symbol, len(self.symbols))
+
+    def _cells(self, chunk: Chunk, base: int, hashes: np.ndarray) -> np.ndarray:
+        codes = np.array([self._code(symbol) for symbol in chunk.symbols], dtype=np.int64)
+        cells = np.zeros(len(chunk.cell_minute), dtype=cell_dtype(self._kind))
+        cells["symbol"] = codes[chunk.cell_symbol]
+        cells["minute"] = chunk.cell_minute
+        records = blank(self._kind, len(cells))
+        starts = self._window.open_ns + chunk.cell_minute.astype(np.int64) * WINDOW_NS
+        records["content_hash"] = cell_hashes(self._kind, starts, chunk.row_start, chunk.row_count, hashes)
+        records["source"] = int(Source.FLAT_FILE)
+        records["artifact_id"] = 1
+        records["row_start"] = base + chunk.row_start
+        records["row_count"] = chunk.row_count
+        records["first_ts"], records["last_ts"] = chunk.first_ts, chunk.last_ts
+        records["compression"] = COMPRESSION_ZSTD
+        count = "record_count" if self.column is Column.TRADE_REF else "nbbo_sample_count"
+        records[count] = chunk.row_count
+        cells["record"] = records
+        return cells
+
+    def _take_outside(self, chunk: Chunk, base: int, hashes: np.ndarray) -> None:
+        sizes = chunk.frame["size"].to_numpy() if self.column is Column.TRADE_REF else None
+        for index, symbol in enumerate(chunk.symbols):
+            code = self._code(symbol)
+            start, count = int(chunk.symbol_row_start[index]), int(chunk.symbol_row_count[index])
+            self.outside_rows.setdefault(symbol, []).extend((base + start, count))
+            if sizes is not None:
+                volume = float(sizes[start : start + count].sum())
+                self.volume_outside[symbol] = self.volume_outside.get(symbol, 0.0) + volume
+            if self.column is Column.QUOTE_REF and chunk.lead_count[index]:
+                self._take_lead(code, chunk, index, base, hashes)
+        if sizes is not None:
+            self._count_auctions(chunk.frame)
+
+    def _take_lead(self, code: int, chunk: Chunk, index: int, base: int, hashes: np.ndarray) -> None:
+        """The 60 s of quotes before the open belong to the first window: hashed with it, counted nowhere."""
+        start, count = chunk.lead_start[index : index + 1], chunk.lead_count[index : index + 1]
+        before = np.array([self._window.open_ns - WINDOW_NS])
+        lead_hash = int(cell_hashes(self._kind, before, start, count, hashes)[0])
+        self.leads[code] = (base + int(start[0]), int(count[0]), lead_hash)
+
+    def _count_auctions(self, frame: polars.DataFrame) -> None:
+        """Rows and volume outside the session; the close's auction prints (conditions 8, 15, 19) apart."""
+        import polars as pl
+
+        auction = pl.col("conditions").str.contains(r"(^|,)(8|15|16|17|19|25)(,|$)")
+        found = frame.select(
+            pl.len().alias("rows"),
+            pl.col("size").sum().alias("volume"),
+            auction.sum().alias("auction_rows"),
+            pl.col("size").filter(auction).sum().alias("auction_volume"),
+        ).row(0, named=True)
+        for name, value in found.items():
+            self.outside_facts[name] = self.outside_facts.get(name, 0) + (value or 0)
+
+    def cells(self) -> np.ndarray:
+        """All cells, with the leads worked into the first windows; a lead without a first window makes one of no rows."""
+        cells = np.concatenate(self.parts) if self.parts else np.zeros(0, dtype=cell_dtype(self._kind))
+        if not self.leads:
+            return cells
+        first = {int(cells["symbol"][at]): int(at) for at in np.flatnonzero(cells["minute"] == 0)}
+        extra = np.zeros(len(self.leads.keys() - first.keys()), dtype=cells.dtype)
+        for at, code in enumerate(sorted(self.leads.keys() - first.keys())):
+            records = blank(self._kind, 1)
+            none = np.zeros(1, dtype=np.int64)
+            start = np.array([self._window.open_ns])
+            records["content_hash"] = cell_hashes(self._kind, start, none, none, np.zeros(0, dtype=np.uint64))
+            records["source"], records["artifact_id"] = int(Source.FLAT_FILE), 1
+            extra[at] = (code, 0, 0, int(Flag.NO_ROWS), records[0])
+            first[code] = len(cells) + at
+        cells = np.concatenate([cells, extra])
+        for code, (start, count, lead_hash) in self.leads.items():
+            at = first[code]
+            record = cells["record"][at : at + 1]
+            record["lead_start"], record["lead_count"] = start, count
+            record["content_hash"] = mix(record["content_hash"] ^ np.uint64(lead_hash))
+        return cells
+
+
+def run(task: Task, workplace: Workplace) -> Batch:
+    """
+    Compute one file pass.
+
+    Raises:
+        TaskFailed: the file is damaged; the reason names file, line and what is wrong.
+    """
+    from engines.feeds.file_pass import run_pass
+    from engines.feeds.pass_report import SourceDamaged
+
+    arguments: PassArguments = task.arguments
+    column = arguments.dataset.column
+    folder = workplace.artifact_root / column.value.removesuffix("_ref") / arguments.window.date
+    path = folder / f"{workplace.batch_name}-{arguments.dataset.value.partition('/')[0]}.parquet"
+    sinks: list[CellSink] = []
+
+    def open_sink() -> CellSink:
+        sinks.append(CellSink(column, arguments.dataset, arguments.window, path, _metadata(arguments)))
+        return sinks[-1]
+
+    try:
+        report = run_pass(
+            Path(arguments.path),
+            arguments.dataset,
+            arguments.window,
+            open_sink,
+            symbol_of=_symbol_of(arguments),
+            spill_dir=workplace.temporary,
+            wanted=_wanted(arguments),
+            bad_rows_max=arguments.bad_rows_max,
+        )
+    except SourceDamaged as damage:
+        raise TaskFailed(str(damage), hint=damage.hint, report=PassResult(None, damaged=str(damage))) from damage
+    return _batch(task, workplace, sinks[-1], report)
+
+
+def _metadata(arguments: PassArguments) -> dict[str, str]:
+    from engines.feeds.file_columns import size_unit
+
+    return {
+        "m17.dataset": arguments.dataset.value,
+        "m17.session": arguments.window.date,
+        "m17.size_unit": size_unit(arguments.dataset, arguments.window.date),
+        "m17.source": Source.FLAT_FILE.word,
+        "m17.parser_version": str(PARSER_VERSION),
+    }
+
+
+def _symbol_of(arguments: PassArguments) -> Any:
+    def of(ticker: str) -> str | None:
+        return symbol_of(ticker, arguments.option_rows)
+
+    return of
+
+
+def _wanted(arguments: PassArguments) -> Any:
+    from fnmatch import fnmatchcase
+
+    only = None if arguments.only is None else frozenset(arguments.only)
+    if only is None and not arguments.globs:
+        return None
+
+    def wanted(ticker: str) -> bool:
+        if arguments.globs and not any(fnmatchcase(ticker, pattern) for pattern in arguments.globs):
+            return False
+        return only is None or symbol_of(ticker, arguments.option_rows) in only
+
+    return wanted
+
+
+def _batch(task: Task, workplace: Workplace, sink: CellSink, report: PassReport) -> Batch:
+    written = sink.writer.finish(**{"m17.outside": _outside_footer(sink)})
+    cells = sink.cells()
+    staged = workplace.temporary / f"{workplace.batch_name}-cells.npy"
+    np.save(staged, cells)
+    artifacts = []
+    if written is not None:
+        uri = str(written.path.relative_to(workplace.artifact_root))
+        artifacts.append(ArtifactFile(uri, written.checksum, written.bytes, written.rows, sink.column))
+    names = sorted(sink.symbols, key=sink.symbols.__getitem__)
+    block = CellBlock(sink.column, names, staged, len(cells), Source.FLAT_FILE, fill_no_rows=True)
+    return Batch([block], artifacts, PassResult(report, sink.volume_outside, sink.outside_facts))
+
+
+def _outside_footer(sink: CellSink) -> str:
+    """JSON: symbol -> [row_start, row_count, ...] of its rows outside the session."""
+    import json
+
+    return json.dumps(sink.outside_rows)

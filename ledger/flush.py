@@ -1,0 +1,100 @@
+"""
+The flusher: one thread that syncs, in order and in groups: artifacts.map and symbols, kind maps, then rows.
+
+Whoever writes calls :meth:`Flusher.wrote` and may wait for the returned generation. After a failed sync the pages' fate
+is unknown, so the flusher stops for good and the state is read-only. This module must never write anything itself.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from ledger.errors import SpaceError, StateFull
+
+
+class Flusher:
+    """
+    Groups syncs. ``sync_maps`` and ``sync_rows`` are called on the flusher's thread, in that order, for each group.
+
+    Args:
+        interval_s: longest time that something written stays unsynced when nobody asks.
+    """
+
+    def __init__(
+        self,
+        sync_maps: Callable[[], None],
+        sync_rows: Callable[[], None],
+        *,
+        interval_s: float,
+        on_group: Callable[[], None],
+    ) -> None:
+        self._sync_maps = sync_maps
+        self._sync_rows = sync_rows
+        self._interval_s = interval_s
+        self._on_group = on_group
+        self._wanted = threading.Condition()
+        self._written = 0
+        self._maps_durable = 0
+        self._durable = 0
+        self._urgent = False
+        self._stopping = False
+        self.groups = 0
+        self.failure: SpaceError | None = None
+        self._thread = threading.Thread(target=self._run, name="m17 flusher", daemon=True)
+        self._thread.start()
+
+    def wrote(self, *, urgent: bool = False) -> int:
+        """Say that something was written; the generation to wait for. ``urgent`` starts a group at once."""
+        with self._wanted:
+            self._written += 1
+            if urgent:
+                self._urgent = True
+                self._wanted.notify()
+            return self._written
+
+    def maps_durable(self, generation: int) -> bool:
+        """True when the records of that generation are on disk; raises the failure if syncing failed."""
+        self._raise_failure()
+        return self._maps_durable >= generation
+
+    def durable(self, generation: int) -> bool:
+        """True when everything of that generation is on disk; raises the failure if syncing failed."""
+        self._raise_failure()
+        return self._durable >= generation
+
+    def _raise_failure(self) -> None:
+        if self.failure is not None:
+            raise self.failure
+
+    def _run(self) -> None:
+        while True:
+            with self._wanted:
+                self._wanted.wait_for(lambda: self._urgent or self._stopping, timeout=self._interval_s)
+                generation, self._urgent = self._written, False
+                if generation == self._durable:
+                    if self._stopping:
+                        return
+                    continue
+            try:
+                self._sync_maps()
+                self._maps_durable = generation
+                self._on_group()
+                self._sync_rows()
+            except StateFull:
+                # The pages stay dirty and the next group tries again, when there may be room.
+                continue
+            except SpaceError as error:
+                self.failure = error
+                self._on_group()
+                return
+            self._durable = generation
+            self.groups += 1
+            self._on_group()
+
+    def stop(self) -> None:
+        """Sync what is left and end the thread; raises nothing, the failure stays readable."""
+        with self._wanted:
+            self._stopping = True
+            self._wanted.notify()
+        self._thread.join()

@@ -1,0 +1,339 @@
+"""
+One object opens and closes the state directory: the lock, the calendar, symbols, maps, both ledgers and the logs.
+
+``create_state`` makes a directory, ``open_state`` opens one for writing (under an exclusive lock) or, lock-free, for
+reading beside a daemon. This module must never interpret what is in a cell.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Self
+
+import numpy as np
+
+from ledger.audit import AuditLog
+from ledger.calendar import Calendar, load_calendar, make_calendar
+from ledger.columns import SYMBOLS_MAX, Column, LedgerKind, OptionRows, PayloadKind, SymbolClass
+from ledger.errors import StateExists, StateLocked, StateMismatch, StateMissing
+from ledger.files import System, decode_header, encode_header, read_whole, write_atomically
+from ledger.flush import Flusher
+from ledger.layout import FORMAT_VERSION, ROW_SCHEMA_VERSION, SEAL_CONSTANTS
+from ledger.ledgers import EnrichmentLedger, Ledger, Repaired, TradeLedger
+from ledger.maps import ArtifactMap, PayloadMap
+from ledger.regions import RegionStore
+from ledger.roots import RootTable, symbol_class, underlying_of
+from ledger.sources import SourceStore
+from ledger.symbols import Allocation, SymbolMap
+
+if TYPE_CHECKING:
+    import polars
+
+_FOLDERS: Final = ("trade", "enrichment", "maps", "audit", "audit/undo", "artifacts", "temporary")
+_START_FILE: Final = "maps/start"
+
+
+def create_state(
+    directory: str | os.PathLike[str],
+    *,
+    year: int,
+    exchange: str = "XNYS",
+    option_rows: OptionRows = OptionRows.CHAIN,
+    system: System | None = None,
+) -> None:
+    """
+    Make a state directory for one year of one exchange.
+
+    Raises:
+        StateExists: something is already there.
+        StateError: the exchange or year has no calendar.
+        SpaceError: the file system refused.
+    """
+    system, path = system or System(), Path(directory)
+    if (path / "format").exists():
+        raise StateExists(f"{path} already holds a state")
+    if path.exists() and any(path.iterdir()):
+        raise StateExists(f"{path} is not empty, and holds no state", hint="choose an empty or new directory")
+    calendar = make_calendar(exchange, year)
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in _FOLDERS:
+        system.make_directory(path / folder)
+    calendar.save(path, system)
+    SymbolMap.create(path, system, year=year).close()
+    for kind in PayloadKind:
+        if kind is not PayloadKind.NONE:
+            PayloadMap(system, path / "maps" / f"{kind.word}.map", kind, readonly=False).close()
+    facts = {
+        "exchange": exchange,
+        "year": year,
+        "option_rows": option_rows.value,
+        "symbols_max": SYMBOLS_MAX,
+        "row_schema_version": ROW_SCHEMA_VERSION,
+        "seal_constants": [f"{constant:#018x}" for constant in SEAL_CONSTANTS],
+        "calendar_fingerprint": f"{calendar.fingerprint:#018x}",
+    }
+    # Written last: a directory without it is no state yet.
+    write_atomically(system, path / "format", encode_header("FMT", FORMAT_VERSION, facts))
+
+
+class State:
+    """
+    An open state directory. Make one with :func:`open_state`; use it as a context manager or call :meth:`close`.
+
+    ``repairs`` lists what mapping sessions had to set right since it was opened.
+    """
+
+    def __init__(
+        self, directory: Path, system: System, *, readonly: bool, flush_interval_s: float, roots: RootTable | None
+    ) -> None:
+        self.directory = directory
+        self.system = system
+        self.readonly = readonly
+        self.repairs: list[Repaired] = []
+        self._lock = -1 if readonly else _lock(directory)
+        try:
+            self._open(flush_interval_s, roots)
+        except BaseException:
+            if self._lock >= 0:
+                os.close(self._lock)
+            raise
+
+    def _open(self, flush_interval_s: float, roots: RootTable | None) -> None:
+        directory, system, readonly = self.directory, self.system, self.readonly
+        page = read_whole(system, directory / "format")
+        if page is None:
+            raise StateMissing(f"{directory} holds no state (no file named format)")
+        self.format: dict[str, Any] = decode_header(page, "FMT", FORMAT_VERSION, directory / "format")
+        self.year = int(self.format["year"])
+        self.exchange = str(self.format["exchange"])
+        self.option_rows = OptionRows(self.format["option_rows"])
+        self.calendar: Calendar = load_calendar(directory, system)
+        self.roots = roots or RootTable.load()
+        self.symbols = SymbolMap.open(directory, system, year=self.year, readonly=readonly)
+        self.maps: dict[PayloadKind, PayloadMap] = {
+            kind: PayloadMap(system, directory / "maps" / f"{kind.word}.map", kind, readonly=readonly)
+            for kind in PayloadKind
+            if kind is not PayloadKind.NONE
+        }
+        self.artifacts = ArtifactMap(system, directory / "maps" / "artifacts.map", readonly=readonly)
+        self.sources = SourceStore(directory, system, year=self.year, readonly=readonly)
+        self.regions = RegionStore(directory, system, year=self.year, readonly=readonly)
+        self.audit = AuditLog(directory, system, readonly=readonly)
+        arguments = (self.calendar, self.maps)
+        self.trade = TradeLedger(system, directory / "trade", *arguments, readonly=readonly, on_repair=self._repaired)
+        self.enrichment = EnrichmentLedger(
+            system, directory / "enrichment", *arguments, readonly=readonly, on_repair=self._repaired
+        )
+        self._classes: list[SymbolClass] = []
+        self._underlyings: list[int] = []
+        self._start_number = 0
+        self.on_group: Any = lambda: None
+        self.flusher: Flusher | None = None
+        if not readonly:
+            self.flusher = Flusher(
+                self._sync_maps, self._sync_rows, interval_s=flush_interval_s, on_group=lambda: self.on_group()
+            )
+
+    # ---- durability
+
+    def _sync_maps(self) -> None:
+        self.symbols.flush()
+        for payloads in self.maps.values():
+            payloads.sync()
+
+    def _sync_rows(self) -> None:
+        for ledger in (self.trade, self.enrichment):
+            for rows in list(ledger.mapped().values()):
+                if rows.dirty:
+                    rows.flush()
+
+    def _repaired(self, report: Repaired) -> None:
+        self.repairs.append(report)
+        for cause, cells in (("seal", report.seal), ("dangling", report.dangling), ("pending", report.pending)):
+            if cells and cause != "pending":
+                self.audit.append_recovery(report.ledger.value, report.session, cause, cells)
+
+    # ---- what is where
+
+    def ledger_of(self, column: Column) -> Ledger:
+        """The ledger that holds a column."""
+        return self.trade if column.ledger is LedgerKind.TRADE else self.enrichment
+
+    @property
+    def artifact_root(self) -> Path:
+        """Folder that artifact URIs are relative to."""
+        return self.directory / "artifacts"
+
+    @property
+    def temporary(self) -> Path:
+        """Folder for staged batches, spilled rows and downloads; emptied at start."""
+        return self.directory / "temporary"
+
+    def take_start_number(self) -> int:
+        """The number of this start, counted up durably at its first use; it makes file names unique for ever."""
+        if not self._start_number:
+            path = self.directory / _START_FILE
+            data = read_whole(self.system, path)
+            last = int(decode_header(data, "STA", FORMAT_VERSION, path)["start"]) if data else 0
+            write_atomically(self.system, path, encode_header("STA", FORMAT_VERSION, {"start": last + 1}))
+            self._start_number = last + 1
+        return self._start_number
+
+    # ---- symbols
+
+    def allocate(self, symbols: list[str]) -> Allocation:
+        """
+        Give ids to symbols and to the underlyings of options among them, in order of appearance.
+
+        Returns:
+            what was given and what was refused; see :class:`ledger.symbols.Allocation`.
+        """
+        wanted: list[str] = []
+        for symbol in symbols:
+            wanted.append(symbol)
+            underlying = underlying_of(symbol, self.roots)
+            if underlying is not None:
+                wanted.append(underlying)
+        return self.symbols.allocate(list(dict.fromkeys(wanted)))
+
+    def class_of(self, symbol_id: int) -> SymbolClass:
+        """What a symbol is."""
+        self._learn_symbols()
+        return self._classes[symbol_id]
+
+    def underlying_id(self, symbol_id: int) -> int:
+        """The id of an option symbol's underlying; a stock's or index's own id."""
+        self._learn_symbols()
+        return self._underlyings[symbol_id]
+
+    def _learn_symbols(self) -> None:
+        for symbol_id in range(len(self._classes), len(self.symbols)):
+            symbol = self.symbols.name(symbol_id)
+            self._classes.append(symbol_class(symbol, self.roots))
+            underlying = underlying_of(symbol, self.roots)
+            found = symbol_id if underlying is None else self.symbols.get(underlying)
+            self._underlyings.append(symbol_id if found is None else found)
+
+    def universe(self, session: str) -> np.ndarray:
+        """
+        The universe of a session: symbols with a row of that day in a complete or open source, the underlyings of its
+        options, and those that the config spells out.
+
+        Returns:
+            i64[n] symbol ids, ascending.
+        """
+        ids: set[int] = set()
+        for record in self.sources.for_session(session):
+            for symbol_id in record.symbol_ids():
+                ids.add(symbol_id)
+                ids.add(self.underlying_id(symbol_id))
+        return np.array(sorted(ids), dtype=np.int64)
+
+    # ---- rows for users
+
+    def scan(self, column: str, symbols: Any = None, sessions: Any = None) -> polars.LazyFrame:
+        """Exactly the rows that the cells of a column name; see :func:`ledger.frames.scan`."""
+        from ledger.frames import scan
+
+        return scan(self, Column(column), symbols=symbols, sessions=sessions)
+
+    # ---- closing
+
+    def close(self) -> None:
+        """Sync and close everything in the reverse order of opening, then let the lock go."""
+        if self.flusher is not None:
+            self.flusher.stop()
+        for part in (self.enrichment, self.trade, self.audit, self.regions, self.sources, self.artifacts):
+            part.close()
+        for payloads in self.maps.values():
+            payloads.close()
+        self.symbols.close()
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *unused: object) -> None:
+        self.close()
+
+
+def _lock(directory: Path) -> int:
+    """Take the directory's lock, or say who holds it. On the directory itself, because a lock file can be unlinked."""
+    try:
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError as error:
+        raise StateMissing(f"{directory} does not exist") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        holder = _holder(os.fstat(descriptor))
+        os.close(descriptor)
+        raise StateLocked(f"{directory} is held by {holder}", directory=str(directory)) from error
+    return descriptor
+
+
+def _holder(status: os.stat_result) -> str:
+    """Which process holds the flock of a file, from /proc/locks."""
+    place = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
+    try:
+        lines = Path("/proc/locks").read_text().splitlines()
+    except OSError:
+        return "another process"
+    for line in lines:
+        fields = line.split()
+        if "FLOCK" in fields and place in fields:
+            pid = fields[4]
+            try:
+                name = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+            except OSError:
+                name = ""
+            return f"process {pid}" + (f" ({name})" if name else "")
+    return "another process"
+
+
+def open_state(
+    directory: str | os.PathLike[str],
+    *,
+    readonly: bool = False,
+    system: System | None = None,
+    flush_interval_s: float = 1.0,
+    roots: RootTable | None = None,
+) -> State:
+    """
+    Open a state directory.
+
+    Args:
+        directory: the state directory, such as ``ledger.state``.
+        readonly: read beside a daemon, without the lock; nothing is repaired or written.
+        system: the operating system, or a test's.
+        flush_interval_s: how long something may stay unsynced when nobody waits for it.
+        roots: the root table, the packaged one by default.
+
+    Raises:
+        StateMissing, StateLocked, StateMismatch, NotALedgerFile, FileVersionMismatch, ChecksumMismatch, DamagedFile.
+    """
+    path = Path(directory)
+    if not path.is_dir():
+        raise StateMissing(f"{path} is not a directory")
+    return State(path, system or System(), readonly=readonly, flush_interval_s=flush_interval_s, roots=roots)
+
+
+def check_matches(state: State, *, year: int, exchange: str, option_rows: OptionRows) -> None:
+    """
+    Refuse a config that does not fit the disk.
+
+    Raises:
+        StateMismatch: names what differs and both values.
+    """
+    pairs = (
+        ("calendar.year", year, state.year),
+        ("calendar.exchange", exchange, state.exchange),
+        ("option_rows", option_rows.value, state.option_rows.value),
+    )
+    for name, wanted, found in pairs:
+        if wanted != found:
+            raise StateMismatch(f"the config says {name} = {wanted!r}, {state.directory} was made with {found!r}")

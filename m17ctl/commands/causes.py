@@ -1,0 +1,111 @@
+"""
+`m17ctl why` and `lineage`: why cells are as they are, and what one was made from.
+
+This module must never guess a cause or a remedy: both are the daemon's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import typer
+
+from ledger.columns import Column
+from m17ctl.formats import format_count, parse_time
+from m17ctl.invocation import EXIT_FALSE, Invocation, invocation_of
+from m17ctl.options import (
+    ColumnArgument,
+    ColumnsArgument,
+    ContractOption,
+    ExitCodeOption,
+    FromOption,
+    OptionalSession,
+    SessionOption,
+    SymbolArgument,
+    SymbolsOption,
+    TimeArgument,
+    ToOption,
+    make_range,
+    parse_columns,
+)
+from m17ctl.render import tree
+from m17d.protocol import LineageRequest, WhyRequest
+from m17d.replies import Cause, LineageCell, LineageReply, WhyReply
+
+app = typer.Typer()
+
+
+@app.command("why", epilog="Example: m17ctl why trade_ref quote_ref --session 2013-10-07 --from 10:15 --to 10:40")
+def why(
+    context: typer.Context,
+    columns: ColumnsArgument,
+    session: SessionOption,
+    from_: FromOption = None,
+    to: ToOption = None,
+    symbols: SymbolsOption = None,
+    contract: ContractOption = None,
+    exit_code: ExitCodeOption = False,
+) -> int:
+    """Group the cells of a range by root cause, each with a command to paste."""
+    invocation = invocation_of(context)
+    request = WhyRequest(columns=parse_columns(columns), range=make_range(session, from_, to, symbols, contract))
+    reply = invocation.call(request, WhyReply)
+    invocation.emit(reply.groups, lambda: cause_lines(invocation, reply.groups))
+    return EXIT_FALSE if exit_code and reply.groups else 0
+
+
+def cause_lines(invocation: Invocation, groups: Sequence[Cause]) -> Iterator[str]:
+    """Root causes for people: one paragraph each, the command to paste last."""
+    if not groups:
+        yield "nothing to explain: every due, applicable cell of the range is filled, fresh and not suspect"
+        return
+    for group in groups:
+        cells = "1 cell" if group.cells == 1 else f"{format_count(group.cells)} cells"
+        symbols = "1 symbol" if group.symbols == 1 else f"{format_count(group.symbols)} symbols"
+        first, last = invocation.local_time(group.first), invocation.local_time(group.last)
+        span = first if first == last else f"{first} to {last[11:] if last[:10] == first[:10] else last}"
+        yield f"{invocation.terminal.paint(group.cause, 'bold')}: {cells} of {symbols}, {span}"
+        yield f"  {', '.join(group.columns)}"
+        if group.detail:
+            yield f"  {group.detail}"
+        if group.remedy:
+            yield f"  {invocation.terminal.paint(group.remedy, 'cyan')}"
+
+
+@app.command("lineage", epilog="Example: m17ctl lineage AIG 2013-10-07T09:31 aggressor_ref")
+def lineage(
+    context: typer.Context,
+    symbol: SymbolArgument,
+    time: TimeArgument,
+    column: ColumnArgument,
+    session: OptionalSession = None,
+) -> None:
+    """Show what a cell was made from, down to source file and rows."""
+    invocation = invocation_of(context)
+    request = LineageRequest(symbol=symbol, at=parse_time(time), column=Column(column), session=session)
+    reply = invocation.call(request, LineageReply)
+    invocation.emit(reply, lambda: _lineage_lines(invocation, reply))
+
+
+def _lineage_lines(invocation: Invocation, reply: LineageReply) -> Iterator[str]:
+    yield from _cell_lines(invocation, reply.cell)
+    if not reply.complete:
+        yield "not complete: a cell marked 'changed since' is not the one it was made from"
+
+
+def _cell_lines(invocation: Invocation, cell: LineageCell) -> list[str]:
+    label = f"{cell.column} {cell.symbol} {invocation.local_time(cell.start_ts)}  {cell.status}"
+    if cell.payload_id:
+        label += f"  payload {cell.payload_id}, version {cell.version}, checksum {cell.checksum:08x}"
+    if not cell.current:
+        label += "  changed since"
+    below: list[list[str]] = []
+    if cell.recipe:
+        below.append([f"recipe {cell.recipe}"])
+    if cell.artifact_uri:
+        below.append([f"artifact {cell.artifact_uri}"])
+    if cell.source is not None:
+        rows = f" rows {cell.rows[0]} to {cell.rows[1]}" if cell.rows is not None else ""
+        below.append([f"source {cell.source.dataset} {cell.source.session}  {cell.source.uri}{rows}"])
+    below.extend(_cell_lines(invocation, upstream) for upstream in cell.inputs)
+    return tree(label, below)

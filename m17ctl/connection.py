@@ -1,0 +1,127 @@
+"""
+One DEALER socket to the daemon's path: connected only where somebody listens, sent and read with a time limit.
+
+ZeroMQ itself connects to a path where nobody is and waits for ever; so a bare connect asks first, which says in a millisecond
+whether the path is missing, refused or forbidden. Must never send the same message twice by itself.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import time
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import zmq
+
+from m17ctl.errors import DaemonUnreachable, ProtocolMismatch, unreachable
+from m17d.envelopes import ReplyEnvelope, decode_reply_envelope
+
+_SOCKET_PATH_BYTES_MAX: Final = 107
+
+
+class Connection:
+    """The socket of one `m17ctl.client.Client`; opened by the first use, opened anew after `close`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.silent = False
+        """Whether the last read waited in vain: then somebody should `probe` before trusting the connection."""
+        self._context: zmq.Context[zmq.Socket[bytes]] | None = None
+        self._dealer: zmq.Socket[bytes] | None = None
+
+    @property
+    def opened(self) -> bool:
+        """Whether there is a socket."""
+        return self._dealer is not None
+
+    def open(self) -> None:
+        """
+        Connect, unless that is done.
+
+        Raises:
+            DaemonUnreachable: nobody listens at the path.
+        """
+        if self._dealer is not None:
+            return
+        self.probe()
+        self._context = zmq.Context(1)
+        dealer = self._context.socket(zmq.DEALER)
+        dealer.setsockopt(zmq.LINGER, 0)
+        # Without IMMEDIATE a request would wait in a queue for a daemon that starts later.
+        dealer.setsockopt(zmq.IMMEDIATE, 1)
+        dealer.setsockopt(zmq.RECONNECT_IVL, 20)
+        dealer.setsockopt(zmq.RECONNECT_IVL_MAX, 200)
+        dealer.connect(f"ipc://{self.path}")
+        self._dealer = dealer
+
+    def probe(self) -> None:
+        """
+        Connect and hang up: says at once whether somebody listens.
+
+        Raises:
+            DaemonUnreachable: with path, errno and what to do.
+        """
+        length = len(os.fsencode(self.path))
+        if length > _SOCKET_PATH_BYTES_MAX:
+            raise DaemonUnreachable(
+                f"socket path has {length} bytes, a Unix socket takes at most {_SOCKET_PATH_BYTES_MAX}: {self.path}",
+                "use a shorter path, or a path relative to another working directory",
+                path=str(self.path),
+                errno=errno.ENAMETOOLONG,
+            )
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            probe.setblocking(False)
+            try:
+                probe.connect(str(self.path))
+            except BlockingIOError:
+                # The backlog is full: somebody listens, and is busy.
+                return
+            except OSError as error:
+                raise unreachable(self.path, error) from None
+
+    def send(self, frame: bytes, until: float) -> bool:
+        """Send one frame; False where there was no connection until ``until`` (monotonic seconds)."""
+        if self._dealer is None:
+            return False
+        self._dealer.setsockopt(zmq.SNDTIMEO, max(0, int((until - time.monotonic()) * 1e3)))
+        try:
+            self._dealer.send(frame)
+        except zmq.Again:
+            return False
+        return True
+
+    def receive(self, request_id: int, until: float) -> tuple[ReplyEnvelope, bytes] | None:
+        """
+        The next message for a request and its slab, or None at ``until``; messages for other requests are thrown away.
+
+        Raises:
+            ProtocolMismatch: a message that is no reply envelope.
+        """
+        while self._dealer is not None:
+            left_ms = int((until - time.monotonic()) * 1e3)
+            self.silent = self._dealer.poll(max(0, left_ms)) == 0
+            if self.silent:
+                return None
+            frames = self._dealer.recv_multipart()
+            try:
+                envelope = decode_reply_envelope(frames[0])
+            except msgspec.DecodeError as error:
+                hint = "use the m17ctl of the daemon's version"
+                raise ProtocolMismatch(f"the daemon's answer is not understood: {error}", hint) from None
+            # Id 0 answers a request whose own id the daemon could not read.
+            if envelope.id in (request_id, 0):
+                return envelope, frames[1] if len(frames) > 1 else b""
+        return None
+
+    def close(self) -> None:
+        """Drop the socket."""
+        if self._dealer is not None:
+            self._dealer.close(linger=0)
+            self._dealer = None
+        if self._context is not None:
+            self._context.term()
+            self._context = None

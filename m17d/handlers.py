@@ -1,0 +1,197 @@
+"""
+The handlers: every request to its answer. One match over the whole surface, ending in ``assert_never``.
+
+They translate between the wire and the rooms that know: reading, explaining, changing, the runner. This module must
+never know a socket.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, assert_never
+
+from ledger.sources import SourceRecord, SourceState
+from ledger.state import State
+from m17d import outcomes, protocol, replies
+from m17d.changing import Changing, audit_operator
+from m17d.changing import claimed as claims
+from m17d.config import Config
+from m17d.envelopes import Answer, Claimed, operation_of
+from m17d.explaining import Explaining
+from m17d.peers import Context, Peer
+from m17d.protocol import PROTOCOL_MAX, PROTOCOL_MIN, Request
+from m17d.reading import Reading, source_reply
+from m17d.remembering import Remembering
+from m17d.runner import Runner
+
+
+class Handlers:
+    """Answers requests over one state; see :class:`m17d.server.Handler`."""
+
+    def __init__(self, state: State, runner: Runner, config: Config, *, version: str) -> None:
+        self.state = state
+        self.runner = runner
+        self.config = config
+        self.version = version
+        self.publish: Callable[[str, dict[str, Any]], object] = lambda _topic, _facts: None
+        self.reading = Reading(state, runner, version=version)
+        self.explaining = Explaining(state, runner, self.reading)
+        self.changing = Changing(state, runner, self.reading)
+        self.remembering = Remembering(state)
+
+    # ---- what the server asks
+
+    def handle(self, request: Request, context: Context) -> Answer:
+        """The answer to one request; raises LedgerError or Refused."""
+        match request:
+            case protocol.HelloRequest():
+                return self._hello(context)
+            case protocol.PingRequest():
+                return replies.PingReply(now_ns=self.state.system.now_ns())
+            case protocol.StatusRequest():
+                return self.reading.status()
+            case protocol.CoverageRequest():
+                return self.reading.coverage(request)
+            case protocol.RowRequest():
+                return self.reading.row(request)
+            case protocol.RowsRequest():
+                return self.reading.rows(request)
+            case protocol.BulkRequest():
+                return self.reading.bulk(request)
+            case protocol.PayloadRequest():
+                return self.reading.payload(request)
+            case protocol.WhyRequest():
+                return self.explaining.why(request)
+            case protocol.ExportRequest():
+                return self.reading.export(request)
+            case protocol.SymbolsListRequest():
+                return self.reading.symbols(request.symbols)
+            case protocol.SymbolsResolveRequest():
+                return self.reading.symbol(self.state.symbols.resolve(request.symbol))
+            case protocol.SessionsListRequest():
+                return self.reading.sessions()
+            case protocol.DigestRequest():
+                return self.reading.digest(request.session)
+            case protocol.AuditRequest():
+                return self._audit(request)
+            case protocol.OperationRequest():
+                return self.remembering.record(request.key, context.peer)
+            case protocol.EnginesListRequest():
+                return self.reading.engines()
+            case protocol.ClearRequest() | protocol.RefreshRequest():
+                return self.changing.take(request, context)
+            case protocol.UndoRequest():
+                return self.changing.undo(request, context)
+            case protocol.EnginesControlRequest():
+                return self._control(request, context)
+            case protocol.SessionsOpenRequest():
+                return self._open_session(request)
+            case _:
+                assert_never(request)
+
+    def replayed(self, key: str, request: Request, peer: Peer) -> replies.Reply | None:
+        """What was answered under the key before; raises Refused key_reused."""
+        return self.remembering.replayed(key, request, peer)
+
+    def remember(self, key: str, request: Request, peer: Peer, reply: replies.Reply) -> None:
+        """Keep the answer under the key, over restarts."""
+        self.remembering.remember(key, request, peer, reply)
+        self.publish("operation", {"op": operation_of(request), "key": key, "user": peer.user})
+
+    def denied(self, request: Request, peer: Peer, claimed: Claimed) -> None:
+        """Audit an attempt without the role."""
+        context = Context(peer, claimed=claimed)
+        self.state.audit.append(
+            operation_of(request), audit_operator(context), claimed=claims(context), result="denied: role operate needed"
+        )
+
+    # ---- small answers
+
+    def _hello(self, context: Context) -> replies.HelloReply:
+        import os
+
+        return replies.HelloReply(
+            version=self.version,
+            protocol_min=PROTOCOL_MIN,
+            protocol_max=PROTOCOL_MAX,
+            pid=os.getpid(),
+            state_dir=str(self.state.directory),
+            year=self.state.year,
+            exchange=self.state.exchange,
+            option_rows=self.state.option_rows.value,
+            operator=context.peer.operator,
+            roles=sorted(context.peer.roles),
+        )
+
+    def _audit(self, request: protocol.AuditRequest) -> outcomes.AuditReply:
+        import msgspec
+
+        records = self.state.audit.tail(request.tail or 1 << 30)
+        shown = []
+        for record in records:
+            fields = msgspec.to_builtins(record)
+            fields["ts"] = fields.pop("ts_ns")
+            shown.append(fields)
+        if not request.verify:
+            return outcomes.AuditReply(records=shown)
+        findings = self.state.audit.verify()
+        chain = "intact" if not findings else f"broken at {findings[0]}"
+        return outcomes.AuditReply(records=shown, chain=chain)
+
+    def _control(self, request: protocol.EnginesControlRequest, context: Context) -> outcomes.EngineReply:
+        self.reading.engine(request.engine)
+        user = context.peer.user or str(context.peer.uid)
+        if request.action == "pause":
+            self.runner.paused[request.engine] = f"by {user}" + (f": {request.cause}" if request.cause else "")
+        elif request.action == "resume":
+            self.runner.paused.pop(request.engine, None)
+        else:
+            self.runner.retry(request.engine)
+        self.runner.wake()
+        self.state.audit.append(
+            f"engines {request.action}",
+            audit_operator(context),
+            claimed=claims(context),
+            where={"engine": request.engine},
+            cause=request.cause,
+            result="done",
+        )
+        return self.reading.engine(request.engine)
+
+    def _open_session(self, request: protocol.SessionsOpenRequest) -> replies.SessionReply:
+        seq = self.state.calendar.session_seq(request.session)
+        for ledger in (self.state.trade, self.state.enrichment):
+            ledger.session(seq)
+        return self.reading.session(request.session)
+
+    # ---- what the daemon asks
+
+    def housekeeping(self) -> None:
+        """Drop idle sessions; called every half minute."""
+        for ledger in (self.state.trade, self.state.enrichment):
+            ledger.drop_idle()
+
+    def damaged_sources(self) -> list[SourceRecord]:
+        """Sources that cannot be read."""
+        return [record for record in self.state.sources.all() if record.state is SourceState.DAMAGED]
+
+    def what_is_left(self) -> list[str]:
+        """For the end of a run until idle: the verdict, and what is waiting, damaged, refused, failed or suspect."""
+        status = self.reading.status()
+        lines = [f"m17: {status.verdict}"]
+        for record in self.state.sources.all():
+            if record.state in (SourceState.WAITING, SourceState.DAMAGED):
+                shown = source_reply(record)
+                lines.append(f"{shown.state}: {shown.dataset} {shown.session}: {shown.detail or shown.uri}")
+        lines += [f"suspect: {counts.suspect:,} cells of {column.value}" for column, counts in status.columns.items()
+                  if counts.suspect]  # fmt: skip
+        lines += [
+            f"waiting: {waiting.column.value} {waiting.session}: {waiting.detail}"
+            for engine in self.runner.engines.values()
+            for waiting in engine.waiting()
+            if waiting.cause not in ("waiting", "damaged")
+        ]
+        return lines + status.warnings
+
+
+

@@ -1,0 +1,107 @@
+"""
+The command ``m17d``: arguments, exit codes and the error line.
+
+This module must never do what the daemon does; it calls it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ledger.columns import OptionRows
+from ledger.errors import LedgerError
+from m17d.config import ConfigError, read_config
+from m17d.listening import ListeningError
+
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,
+    help="The M17 daemon: owns the ledgers and the engines, and serves m17ctl.",
+)
+
+
+@contextlib.contextmanager
+def _errors() -> Iterator[None]:
+    """Say what went wrong in one line, with what to do, and exit 1 (2 for a bad config)."""
+    try:
+        yield
+    except (LedgerError, ConfigError, ListeningError) as error:
+        hint = f"; {error.hint}" if error.hint else ""
+        print(f"m17d: {error}{hint}", file=sys.stderr)
+        raise typer.Exit(2 if isinstance(error, ConfigError) else 1) from error
+
+
+ConfigOption = Annotated[Path, typer.Option("--config", help="The config file, TOML.", show_default=False)]
+
+
+@app.command()
+def init(
+    state: Annotated[Path, typer.Option("--state", help="Directory to make.", show_default=False)],
+    year: Annotated[int, typer.Option("--year", help="Year of the sessions.", show_default=False)],
+    exchange: Annotated[str, typer.Option("--exchange", help="Any name that exchange_calendars knows.")] = "XNYS",
+    option_rows: Annotated[OptionRows, typer.Option("--option-rows", help="How option tickers become symbols.")] = (
+        OptionRows.CHAIN
+    ),
+) -> None:
+    """Make a state directory for one year of one exchange."""
+    from ledger.state import create_state
+
+    with _errors():
+        create_state(state, year=year, exchange=exchange, option_rows=option_rows)
+    print(f"made {state} for {exchange} {year}")
+
+
+@app.command()
+def run(
+    config: ConfigOption,
+    until_idle: Annotated[bool, typer.Option("--until-idle", help="End when no engine has work it could do.")] = False,
+) -> None:
+    """Run the daemon: engines and socket, until a signal (or until idle)."""
+    from m17d.daemon import Daemon
+    from m17d.logs import set_up
+
+    logger = set_up()
+    with _errors():
+        daemon = Daemon(read_config(config), logger)
+        try:
+            ending = daemon.run(until_idle=until_idle)
+        finally:
+            daemon.close()
+    for line in ending.lines:
+        print(line)
+    raise typer.Exit(ending.code)
+
+
+@app.command("check-config")
+def check_config(
+    config: ConfigOption,
+    estimate: Annotated[
+        bool, typer.Option("--estimate", help="Also say how many files, bytes, rows, disk and hours it means.")
+    ] = False,
+) -> None:
+    """Read the config, check every key and path, and say what would run."""
+    from m17d.estimate import check, estimate_work
+
+    with _errors():
+        found = read_config(config)
+        lines = check(found)
+        if estimate:
+            lines += estimate_work(found)
+    for line in lines:
+        print(line)
+
+
+def main() -> None:
+    """Entry point of ``m17d``."""
+    if not __debug__:
+        # Asserts state what our own code guarantees; a daemon without them would write on when they are false.
+        print("m17d: refuses to run under python -O, which removes its checks", file=sys.stderr)
+        sys.exit(1)
+    os.umask(0o027)
+    app()

@@ -1,0 +1,320 @@
+"""Hostile peers: whatever one process sends, or does not read, another client is served meanwhile and memory stays bounded."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import struct
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import zmq
+
+from m17ctl.client import Client
+from m17d.envelopes import encode_request
+from m17d.protocol import BulkRequest, ClearRequest, PingRequest, Range, SubscribeRequest
+from m17d.replies import HelloReply
+from m17d.protocol import HelloRequest
+from tests.m17d.wire_daemon import in_thread, start_process, stop_process
+
+GREETING = b"\xff\x00\x00\x00\x00\x00\x00\x00\x01\x7f" + b"\x03\x01" + b"NULL".ljust(20, b"\x00") + b"\x00" * 32
+MEMORY_GROWTH_MAX = 100 << 20
+DAY = Range(session="2013-10-07")
+
+
+@pytest.fixture
+def daemon(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
+    """A daemon in a process of its own; it must live to the end and leave in good order."""
+    process = start_process(tmp_path)
+    yield process, tmp_path / "d.sock"
+    assert process.poll() is None
+    assert stop_process(process) == 0
+
+
+def raw(path: Path) -> socket.socket:
+    """A bare connection."""
+    peer = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    peer.settimeout(5)
+    peer.connect(str(path))
+    return peer
+
+
+def ready(**properties: str) -> bytes:
+    """A ZMTP 3 READY command with properties of our choice."""
+    pairs = {"Socket-Type": "DEALER", **properties}
+    body = b"\x05READY" + b"".join(
+        bytes([len(name)]) + name.encode() + struct.pack(">I", len(value)) + value.encode("latin-1")
+        for name, value in ((name.replace("_", "-"), value) for name, value in pairs.items())
+    )
+    return bytes([4, len(body)]) + body
+
+
+def shaken(path: Path, **properties: str) -> socket.socket:
+    """A hand-made ZMTP connection after its handshake."""
+    peer = raw(path)
+    peer.sendall(GREETING)
+    read_exactly(peer, 64)
+    peer.sendall(ready(**properties))
+    head = read_exactly(peer, 2)
+    read_exactly(peer, head[1])
+    return peer
+
+
+def read_exactly(peer: socket.socket, size: int) -> bytes:
+    """So many bytes."""
+    found = b""
+    while len(found) < size:
+        piece = peer.recv(size - len(found))
+        assert piece
+        found += piece
+    return found
+
+
+def resident_bytes(process: subprocess.Popen[bytes]) -> int:
+    """Resident memory of the daemon."""
+    fields = Path(f"/proc/{process.pid}/statm").read_text().split()
+    return int(fields[1]) * os.sysconf("SC_PAGESIZE")
+
+
+def served(path: Path, timeout_s: float = 2.0) -> float:
+    """Another client asks and is answered; seconds that took."""
+    with Client(path, timeout_s) as client:
+        started = time.perf_counter()
+        client.call(PingRequest())
+        return time.perf_counter() - started
+
+
+def test_garbage_bytes_end_their_own_connection_only(daemon: tuple[subprocess.Popen[bytes], Path]) -> None:
+    """Random bytes before and after the handshake: the daemon goes on."""
+    process, path = daemon
+    for number in range(50):
+        with raw(path) as peer:
+            peer.sendall(bytes((number * 31 + at * 7) % 256 for at in range(500)))
+        with shaken(path) as peer:
+            peer.sendall(b"\xff" * 100 + bytes(range(256)))
+    assert served(path) < 2
+    assert process.poll() is None
+
+
+def test_malformed_requests_are_answered_with_a_failure(daemon: tuple[subprocess.Popen[bytes], Path]) -> None:
+    """Frames that are no request get bad_request, and the connection stays usable."""
+    _, path = daemon
+    context = zmq.Context()
+    dealer = context.socket(zmq.DEALER)
+    dealer.setsockopt(zmq.LINGER, 0)
+    dealer.connect(f"ipc://{path}")
+    for frames in ([b""], [b"\xc1"], [b"\x80"], [b"a", b"b"], [b"a"] * 40, [b"", b""], [b"\xdf\xff\xff\xff\xff"]):
+        dealer.send_multipart(frames)
+        assert dealer.poll(2_000)
+        assert b"bad_request" in dealer.recv_multipart()[-1]
+    dealer.send(encode_request(PingRequest(), 7))
+    assert dealer.poll(2_000)
+    dealer.close()
+    context.term()
+
+
+def test_frame_larger_than_the_limit_drops_the_connection(daemon: tuple[subprocess.Popen[bytes], Path]) -> None:
+    """A frame that announces gigabytes reserves nothing."""
+    process, path = daemon
+    before = resident_bytes(process)
+    for announced in (8 << 30, 1 << 62, 1 << 20):
+        with shaken(path) as peer:
+            peer.sendall(b"\x02" + struct.pack(">Q", announced) + b"x" * 1000)
+            assert peer.recv(1) == b""
+    assert served(path) < 2
+    assert resident_bytes(process) - before < 20 << 20
+
+
+def test_endless_multipart_is_cut_off_before_it_fills_memory(daemon: tuple[subprocess.Popen[bytes], Path]) -> None:
+    """Frames that always announce another: the peer is hung up on, others are served, memory stays within bounds."""
+    process, path = daemon
+    before, most, worst = resident_bytes(process), 0, 0.0
+    frame = b"\x03" + struct.pack(">Q", 60_000) + b"x" * 60_000
+    with shaken(path) as peer, Client(path, 5) as other:
+        other.call(PingRequest())
+        with pytest.raises((BrokenPipeError, ConnectionResetError)):
+            for number in range(20_000):
+                peer.sendall(frame)
+                if number % 100 == 0:
+                    most = max(most, resident_bytes(process) - before)
+                    started = time.perf_counter()
+                    other.call(PingRequest())
+                    worst = max(worst, time.perf_counter() - started)
+    print(f"memory grew by {most >> 20} MiB at most, the other client waited {worst * 1e3:.1f} ms at worst")
+    assert most < MEMORY_GROWTH_MAX
+    assert served(path) < 2
+
+
+def test_half_open_connections_are_dropped(daemon: tuple[subprocess.Popen[bytes], Path]) -> None:
+    """Connections that never say a word are closed by the daemon."""
+    _, path = daemon
+    silent = [raw(path) for _ in range(100)]
+    assert served(path) < 2
+    for peer in silent:
+        peer.settimeout(6)
+        while peer.recv(100):
+            pass
+        peer.close()
+
+
+def test_descriptor_flood_neither_kills_nor_locks_out(tmp_path: Path) -> None:
+    """More connections than the daemon has descriptors: it lives, and serves another process during and after the flood."""
+    process = start_process(tmp_path, descriptors=128)
+    path = tmp_path / "d.sock"
+    flood = []
+    worst = 0.0
+    other = Client(path, 5)
+    other.call(PingRequest())
+    flooder = os.fork()
+    if flooder == 0:
+        # The flood comes from another process, as the guard tells them apart by pid.
+        for _ in range(3_000):
+            peer = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            peer.setblocking(False)
+            try:
+                peer.connect(str(path))
+            except BlockingIOError:
+                time.sleep(0.001)
+            except OSError:
+                os._exit(1)
+            flood.append(peer)
+            if len(flood) > 900:
+                flood.pop(0).close()
+        os._exit(0)
+    while os.waitpid(flooder, os.WNOHANG)[0] == 0:
+        started = time.perf_counter()
+        other.call(PingRequest())
+        worst = max(worst, time.perf_counter() - started)
+        time.sleep(0.005)
+    print(f"the other client waited {worst * 1e3:.1f} ms at worst")
+    assert process.poll() is None
+    assert served(path, 5) < 5
+    other.close()
+    assert stop_process(process) == 0
+
+
+def test_client_that_does_not_read_costs_bounded_memory(daemon: tuple[subprocess.Popen[bytes], Path]) -> None:
+    """Streams and replies that nobody reads wait within bounds while others are served."""
+    process, path = daemon
+    before = resident_bytes(process)
+    context = zmq.Context()
+    dealer = context.socket(zmq.DEALER)
+    for option, value in ((zmq.LINGER, 0), (zmq.RCVHWM, 1), (zmq.RCVBUF, 4096)):
+        dealer.setsockopt(option, value)
+    dealer.connect(f"ipc://{path}")
+    for number in range(1, 60):
+        dealer.send(encode_request(BulkRequest(ledger="trade", range=DAY), number, credit=64))
+    for number in range(100, 3_000):
+        dealer.send(encode_request(PingRequest(), number))
+    waits = [served(path) for _ in range(20)]
+    grown = resident_bytes(process) - before
+    print(f"memory grew by {grown >> 20} MiB, another client waited {max(waits) * 1e3:.1f} ms at worst")
+    assert grown < MEMORY_GROWTH_MAX
+    dealer.close()
+    context.term()
+
+
+def test_subscriber_that_does_not_read_loses_events_not_memory(tmp_path: Path) -> None:
+    """A flood of events to a subscriber that sleeps: bounded, counted, and the next event says how many are missing."""
+    with in_thread(tmp_path) as daemon:
+        context = zmq.Context()
+        dealer = context.socket(zmq.DEALER)
+        dealer.setsockopt(zmq.LINGER, 0)
+        dealer.setsockopt(zmq.RCVHWM, 1)
+        dealer.connect(f"ipc://{daemon.path}")
+        dealer.send(encode_request(SubscribeRequest(), 1))
+        time.sleep(0.1)
+        daemon.publish("cells", 50_000)
+        deadline = time.monotonic() + 10
+        while daemon.published and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert served(daemon.path) < 2
+        assert daemon.server is not None
+        assert daemon.server.counters.events_lost > 10_000
+        dealer.close()
+        context.term()
+
+
+def test_claimed_identity_and_address_are_not_believed(daemon: tuple[subprocess.Popen[bytes], Path]) -> None:
+    """Properties that a client sends about itself do not reach its roles: the kernel's word does."""
+    _, path = daemon
+    peer = shaken(path, Peer_Address="localhost:4242:4242:1", User_Id="root", X_Role="operate")
+    request = encode_request(HelloRequest(), 5)
+    peer.sendall(bytes([0, len(request)]) + request)
+    head = read_exactly(peer, 2)
+    assert head[0] in (0, 2)
+    size = head[1] if head[0] == 0 else struct.unpack(">Q", head[1:] + read_exactly(peer, 7))[0]
+    from m17d.envelopes import decode_reply_body, decode_reply_envelope
+
+    hello = decode_reply_body(decode_reply_envelope(read_exactly(peer, size)))
+    assert isinstance(hello, HelloReply)
+    assert (hello.operator.uid, hello.operator.pid) == (os.getuid(), os.getpid())
+    peer.close()
+
+
+def test_route_of_a_departed_operator_carries_no_rights(tmp_path: Path) -> None:
+    """A second process that takes the first one's routing id is judged by its own credentials."""
+    if os.getuid() != 0:
+        pytest.skip("needs root to become another user")
+    os.chmod(tmp_path, 0o777)
+    for parent in tmp_path.parents:
+        if parent.stat().st_uid == os.getuid() and not parent.stat().st_mode & 0o001:
+            os.chmod(parent, parent.stat().st_mode | 0o001)
+    with in_thread(tmp_path) as daemon:
+        os.chmod(daemon.path, 0o666)
+        clear = ClearRequest(columns=["trade_ref"], range=DAY, cause="test")
+        first = shaken(daemon.path, Identity="\x00\x00\x00\x00\x07")
+        request = encode_request(clear, 1, key="first")
+        first.sendall(bytes([0, len(request)]) + request)
+        assert first.recv(1000)
+        first.close()
+        time.sleep(0.2)
+        child = os.fork()
+        if child == 0:
+            os.setgid(65_533)
+            os.setuid(65_533)
+            second = shaken(daemon.path, Identity="\x00\x00\x00\x00\x07")
+            request = encode_request(clear, 1, key="second")
+            second.sendall(bytes([0, len(request)]) + request)
+            os._exit(0 if b"permission_denied" in second.recv(1000) else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert daemon.handler.applied == 1
+        assert daemon.handler.denials == [(65_533, "clear")]
+
+
+def test_client_killed_in_the_middle_of_a_stream_frees_it(tmp_path: Path) -> None:
+    """A reader that dies takes its stream with it; the next client is served."""
+    with in_thread(tmp_path) as daemon:
+        child = os.fork()
+        if child == 0:
+            client = Client(daemon.path, 5)
+            stream = client.slabs(BulkRequest(ledger="trade", range=DAY))
+            next(stream)
+            os.kill(os.getpid(), signal.SIGKILL)
+        os.waitpid(child, 0)
+        assert served(daemon.path) < 2
+        assert daemon.handler.stepped < 40
+
+
+def test_two_hundred_clients_at_once_are_all_answered(daemon: tuple[subprocess.Popen[bytes], Path]) -> None:
+    """Many connections from one process: every one gets its own answer."""
+    _, path = daemon
+    context = zmq.Context()
+    context.set(zmq.MAX_SOCKETS, 1_023)
+    dealers = []
+    for number in range(1, 201):
+        dealer = context.socket(zmq.DEALER)
+        dealer.setsockopt(zmq.LINGER, 0)
+        dealer.connect(f"ipc://{path}")
+        dealer.send(encode_request(PingRequest(), number))
+        dealers.append(dealer)
+    for dealer in dealers:
+        assert dealer.poll(5_000)
+        assert b"ping" in dealer.recv()
+    for dealer in dealers:
+        dealer.close()
+    context.term()
