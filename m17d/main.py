@@ -35,6 +35,10 @@ def _errors() -> Iterator[None]:
         hint = f"; {error.hint}" if error.hint else ""
         print(f"m17d: {error}{hint}", file=sys.stderr)
         raise typer.Exit(2 if isinstance(error, ConfigError) else 1) from error
+    except OSError as error:
+        # Whatever the operating system refuses at start, such as a folder without permission, is a sentence too.
+        print(f"m17d: {error.filename or ''}: {error.strerror} (errno {error.errno})", file=sys.stderr)
+        raise typer.Exit(1) from error
 
 
 ConfigOption = Annotated[Path, typer.Option("--config", help="The config file, TOML.", show_default=False)]

@@ -25,23 +25,18 @@ THINNING: Final = 16
 THINNING_FROM: Final = 2048
 """Smallest sample that gets the coarse look."""
 
-LINK_BELOW: Final = 512
-"""Intervals of fewer values get their hulls by links (one pass serves all intervals inside), longer ones one by one ..."""
-HULLS_ALONE: Final = 4
-"""... but at most so many times, so that the whole stays linear however slowly the interval shrinks."""
-
 _SIZES: Final = np.array(SAMPLE_SIZES, dtype=np.int64)
 _PROBABILITIES: Final = np.array(PROBABILITIES, dtype=np.float64)
 _SCALED: Final = np.array(SCALED_QUANTILES, dtype=np.float64)
 
 
 @njit(cache=True, error_model="numpy")
-def _link_minorant(x, low, high, before):  # type: ignore[no-untyped-def]
-    """Fill ``before[j]``: the vertex before ``j`` on the greatest convex minorant of ``(x_i, i), low <= i <= j``."""
-    before[low] = low
-    for j in range(low + 1, high + 1):
+def _link_minorant(x, count, before):  # type: ignore[no-untyped-def]
+    """Fill ``before[j]``: the vertex before ``j`` on the greatest convex minorant of the points ``(x_i, i), i <= j``."""
+    before[0] = 0
+    for j in range(1, count):
         vertex = j - 1
-        while vertex > low:
+        while vertex > 0:
             previous = before[vertex]
             if (x[j] - x[vertex]) * (vertex - previous) < (x[vertex] - x[previous]) * (j - vertex):
                 break
@@ -50,55 +45,18 @@ def _link_minorant(x, low, high, before):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, error_model="numpy")
-def _link_majorant(x, low, high, after):  # type: ignore[no-untyped-def]
-    """Fill ``after[j]``: the vertex after ``j`` on the least concave majorant of ``(x_i, i), j <= i <= high``."""
-    after[high] = high
-    for j in range(high - 1, low - 1, -1):
+def _link_majorant(x, count, after):  # type: ignore[no-untyped-def]
+    """Fill ``after[j]``: the vertex after ``j`` on the least concave majorant of the points ``(x_i, i), i >= j``."""
+    last = count - 1
+    after[last] = last
+    for j in range(last - 1, -1, -1):
         vertex = j + 1
-        while vertex < high:
+        while vertex < last:
             following = after[vertex]
             if (x[vertex] - x[j]) * (following - vertex) < (x[following] - x[vertex]) * (vertex - j):
                 break
             vertex = following
         after[j] = vertex
-
-
-@njit(cache=True, error_model="numpy")
-def _push(x, side, hull, size, point):  # type: ignore[no-untyped-def]
-    """Put the next point on the hull, ``side`` 1 for the minorant and -1 for the majorant; the hull's new size."""
-    while size > 1:
-        vertex, previous = hull[size - 1], hull[size - 2]
-        bend = (x[vertex] - x[previous]) * (point - vertex) - (x[point] - x[vertex]) * (vertex - previous)
-        if side * bend > 0.0:
-            break
-        size -= 1
-    hull[size] = point
-    return size + 1
-
-
-@njit(cache=True, error_model="numpy")
-def _hull(x, side, low, high, coarse, hull):  # type: ignore[no-untyped-def]
-    """
-    Vertices of the minorant (``side`` 1) or majorant (-1) of the points ``low..high`` into ``hull``; how many.
-
-    No point beyond the hull of some of the points is inside the hull of all. So first the hull of every
-    ``THINNING``-th point, then that of the few points that lie on or beyond it: most points cost one comparison.
-    """
-    coarse_size = 0
-    for i in range(low, high, THINNING):
-        coarse_size = _push(x, side, coarse, coarse_size, i)
-    coarse_size = _push(x, side, coarse, coarse_size, high)
-    hull[0] = low
-    size = 1
-    for edge in range(1, coarse_size):
-        left, right = coarse[edge - 1], coarse[edge]
-        slope = (right - left) / (x[right] - x[left])
-        for i in range(left + 1, right):
-            # The tolerance is far above the rounding of the line and far below one count.
-            if side * ((i - left) - (x[i] - x[left]) * slope) <= 1e-6:
-                size = _push(x, side, hull, size, i)
-        size = _push(x, side, hull, size, right)
-    return size
 
 
 @njit(cache=True, error_model="numpy")
@@ -164,24 +122,6 @@ def _farthest_below(x, left, right):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, error_model="numpy")
-def _follow(links, first, last, vertices):  # type: ignore[no-untyped-def]
-    """Write the chain of links from ``first`` to ``last`` into ``vertices``; how many."""
-    count = 1
-    vertices[0] = first
-    while vertices[count - 1] != last:
-        vertices[count] = links[vertices[count - 1]]
-        count += 1
-    return count
-
-
-@njit(cache=True, error_model="numpy")
-def _reverse(vertices, count):  # type: ignore[no-untyped-def]
-    """Turn the first ``count`` elements around, in place."""
-    for i in range(count // 2):
-        vertices[i], vertices[count - 1 - i] = vertices[count - 1 - i], vertices[i]
-
-
-@njit(cache=True, error_model="numpy")
 def dip_statistic(x, count, before, after, minorant, majorant):  # type: ignore[no-untyped-def]
     """
     The dip of ``x[:count]``, f64 sorted ascending and finite: 0 where all values are equal, else ``1 / (2 * count)`` or
@@ -191,22 +131,22 @@ def dip_statistic(x, count, before, after, minorant, majorant):  # type: ignore[
     """
     if count < 2 or x[0] == x[count - 1]:
         return 0.0
+    _link_minorant(x, count, before)
+    _link_majorant(x, count, after)
     low, high = 0, count - 1
     dip = 1.0
-    hulls_alone, linked = HULLS_ALONE, False
     while True:
-        if not linked and (hulls_alone == 0 or high - low < LINK_BELOW):
-            _link_minorant(x, low, high, before)
-            _link_majorant(x, low, high, after)
-            linked = True
-        if linked:
-            majorant_count = _follow(after, low, high, majorant)
-            minorant_count = _follow(before, high, low, minorant)
-            _reverse(minorant, minorant_count)
-        else:
-            hulls_alone -= 1
-            minorant_count = _hull(x, 1.0, low, high, before, minorant)
-            majorant_count = _hull(x, -1.0, low, high, before, majorant)
+        majorant_count = 1
+        majorant[0] = low
+        while majorant[majorant_count - 1] < high:
+            majorant[majorant_count] = after[majorant[majorant_count - 1]]
+            majorant_count += 1
+        minorant_count = 1
+        minorant[0] = high
+        while minorant[minorant_count - 1] > low:
+            minorant[minorant_count] = before[minorant[minorant_count - 1]]
+            minorant_count += 1
+        minorant[:minorant_count] = minorant[:minorant_count][::-1].copy()
         gap, next_low, next_high = _widest_gap(x, minorant, minorant_count, majorant, majorant_count)
         if gap <= dip:
             break

@@ -15,7 +15,7 @@ from typing import Protocol
 
 from engines.feeds.canonical_order import SymbolOf
 from engines.feeds.chunks import Chunk
-from engines.feeds.flatfile import BAD_ROWS_MAX, read_batches
+from engines.feeds.flatfile import BAD_ROWS_MAX, BATCH_ROWS, read_batches
 from engines.feeds.ordering import BUDGET_ROWS, CHUNK_ROWS, ordered_chunks
 from engines.feeds.pass_report import NeedsExactPass, NeedsExternalSort, PassReport
 from engines.feeds.session_window import SessionWindow
@@ -42,7 +42,7 @@ def run_pass(
     spill_dir: Path,
     wanted: Callable[[str], bool] | None = None,
     bad_rows_max: int = BAD_ROWS_MAX,
-    batch_rows: int = 500_000,
+    batch_rows: int = BATCH_ROWS,
     budget_rows: int = BUDGET_ROWS,
     chunk_rows: int = CHUNK_ROWS,
 ) -> PassReport:

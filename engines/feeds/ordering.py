@@ -2,7 +2,7 @@
 Cuts a stream of rows into chunks of whole cells, in canonical order, in bounded memory.
 
 Files are normally grouped by ticker, and a chain's tickers are neighbours: a symbol is complete when another one begins,
-and about a million rows of complete symbols make a chunk. Two things break that:
+and about half a million rows of complete symbols make a chunk. Two things break that:
 
 - one symbol has more rows than the budget: its rows go to disk by time, and come back as chunks of whole minutes, which
   needs no restart because nothing of it was handed out;
@@ -33,9 +33,9 @@ from engines.feeds.session_window import SessionWindow
 from engines.feeds.spill import Spill, read_rows, write_rows
 from ledger.columns import WINDOW_NS, Dataset
 
-BUDGET_ROWS: Final = 1_500_000
+BUDGET_ROWS: Final = 1_000_000
 """Rows of unfinished symbols that are kept in memory."""
-CHUNK_ROWS: Final = 1_000_000
+CHUNK_ROWS: Final = 500_000
 """Rows a chunk should have; a symbol or a minute is never split to keep to it."""
 _BUCKETS: Final = 64
 
@@ -205,7 +205,7 @@ class _Stream:
     def _all_but(self, last: str) -> Iterator[Chunk]:
         """Hand out all pending symbols but the last, which may go on."""
         frame, self._pending = pl.concat(self._pending), []
-        starts, heads = ticker_runs(frame["ticker"])
+        _, heads = ticker_runs(frame["ticker"])
         stays = _per_row(frame, [self._symbol_of(ticker) == last for ticker in heads.to_list()]).astype(np.bool_)
         first = int(stays.argmax())
         if stays[first:].all():
@@ -288,31 +288,29 @@ class _Stream:
         """Bring one bucket back that is over the budget: by symbols, and symbols over the budget by minutes."""
         counts: dict[str, IntArray] = {}
         for rows in spill.peek(bucket):
-            for name, minutes in self._minutes_by_symbol(rows):
-                found = np.bincount(minutes, minlength=self._minutes_of_day)
-                counts[name] = counts[name] + found if name in counts else found
+            names, owner = self._owners(rows)
+            cell = owner * self._minutes_of_day + self._minutes(rows)
+            found = np.bincount(cell, minlength=len(names) * self._minutes_of_day).reshape(len(names), -1)
+            for name, per_minute in zip(names, found, strict=True):
+                counts[name] = counts[name] + per_minute if name in counts else per_minute
         group_of = self._plan(counts)
         parts = self._new_spill()
         for rows in spill.take(bucket):
-            starts, heads = ticker_runs(rows["ticker"])
-            names = [str(self._symbol_of(ticker)) for ticker in heads.to_list()]
-            place = {name: index for index, name in enumerate(sorted(set(names)))}
-            table = np.stack([group_of[name] for name in place])
-            owner = _per_row(rows, [place[name] for name in names])
+            names, owner = self._owners(rows)
+            table = np.stack([group_of[name] for name in names])
             parts.add(rows, table[owner, self._minutes(rows)])
         for group in sorted(parts.rows):
             frame = pl.concat(list(parts.take(group)))
             yield from self._arranged(frame, last_prices)
             del frame
 
-    def _minutes_by_symbol(self, rows: pl.DataFrame) -> Iterator[tuple[str, IntArray]]:
-        starts, heads = ticker_runs(rows["ticker"])
-        names = [str(self._symbol_of(ticker)) for ticker in heads.to_list()]
-        place = {name: index for index, name in enumerate(sorted(set(names)))}
-        owner = _per_row(rows, [place[name] for name in names])
-        minutes = self._minutes(rows)
-        for name, index in place.items():
-            yield name, minutes[owner == index]
+    def _owners(self, rows: pl.DataFrame) -> tuple[list[str], IntArray]:
+        """Symbols in the rows, ascending, and the index of each row's, i64[rows]."""
+        _, heads = ticker_runs(rows["ticker"])
+        of_run = [str(self._symbol_of(ticker)) for ticker in heads.to_list()]
+        names = sorted(set(of_run))
+        place = {name: index for index, name in enumerate(names)}
+        return names, _per_row(rows, [place[name] for name in of_run])
 
     def _plan(self, counts: dict[str, IntArray]) -> dict[str, IntArray]:
         """The group of each minute of each symbol, i64[minutes]; groups ascend with symbol and time."""

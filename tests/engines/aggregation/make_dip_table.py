@@ -70,7 +70,7 @@ def quantiles(scaled: np.ndarray) -> np.ndarray:
     for level, probability in enumerate(PROBABILITIES[1:-1], 1):
         if (1.0 - probability) * len(scaled) < 10:
             result[level] = math.nan
-    return result
+    return np.asarray(result)
 
 
 def smooth(table: np.ndarray) -> np.ndarray:
@@ -86,7 +86,7 @@ def smooth(table: np.ndarray) -> np.ndarray:
         scaled_terms = terms[used, :degree] * weights[:, None]
         found = np.linalg.lstsq(scaled_terms, table[used, level] * weights, rcond=None)[0]
         result[fitted, level] = terms[fitted, :degree] @ found
-    return result
+    return np.asarray(result)
 
 
 def main() -> None:

@@ -196,7 +196,7 @@ def test_a_trade_of_size_zero_is_kept(tmp_path: Path) -> None:
 @pytest.mark.parametrize("column", ["bid_price", "ask_price", "bid_size", "ask_size"])
 def test_negative_sides_of_quotes_are_rejected(tmp_path: Path, column: str) -> None:
     """Each of the four values is checked."""
-    names = "ticker,ask_price,ask_size,bid_price,bid_size,sip_timestamp".split(",")
+    names = ["ticker", "ask_price", "ask_size", "bid_price", "bid_size", "sip_timestamp"]
     values = dict(zip(names, [CONTRACT, 1.5, 2, 1.25, 3, OPEN_NS], strict=True))
     bad = values | {column: -1}
     text = "\n".join([",".join(names), *(",".join(map(str, row.values())) for row in (values, bad))])
