@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 
@@ -20,7 +21,8 @@ from m17d import protocol, replies
 from m17d.reading import Reading, Selection
 from m17d.runner import Runner
 
-_NAMES = ("empty", "pending", "filled", "cleared", "not_applicable", "not_due")
+_RANGE: Final = "{range}"
+"""Stands in a remedy for the range of the cells that it is for."""
 
 
 @dataclass(slots=True)
@@ -62,12 +64,24 @@ class Explaining:
                     symbols=len(group.symbols),
                     first=group.first,
                     last=group.last,
-                    remedy=group.remedy,
+                    remedy=group.remedy.replace(_RANGE, self._range_words(selection, group)),
                     detail=group.detail,
                 )
                 for (cause, _), group in found
             ]
         )
+
+    def _range_words(self, selection: Selection, group: _Group) -> str:
+        """The options that select a group's cells: session, times where they are not the whole session, one symbol."""
+        calendar = self.state.calendar
+        words = [f"--session {selection.session}"]
+        open_ns, close_ns = int(calendar.open_ns[selection.seq]), calendar.close_ns(selection.seq)
+        if (group.first, group.last + 60_000_000_000) != (open_ns, close_ns):
+            first, last = (calendar.format_time(ts)[11:16] for ts in (group.first, group.last + 60_000_000_000))
+            words.append(f"--from {first} --to {last}")
+        if len(group.symbols) == 1:
+            words.append(f"--symbols '{self.state.symbols.name(next(iter(group.symbols)))}'")
+        return " ".join(words)
 
     def _explain(
         self,
@@ -91,12 +105,17 @@ class Explaining:
     ) -> Iterator[tuple[str, np.ndarray, str, str]]:
         """(cause, mask over all minutes, detail, remedy), the first that fits a cell wins."""
         state = cells.state
-        words = _range_words(selection)
+        words = _RANGE
         flags = self._flags(selection, column)
         filled = state == Status.FILLED
         yield "not_applicable", state == 4, "no engine could ever fill these cells", ""
-        yield "suspect", filled & cells.suspect, (
-            "no rows, although the symbol's other data went on: look at the source"
+        suspect = filled & cells.suspect
+        never = suspect.all(axis=1)[:, None]
+        yield "suspect", suspect & never, (
+            "not one row in a complete source, although the symbol's other data is there: look at the source"
+        ), f"m17ctl accept {words}"
+        yield "suspect", suspect & ~never, (
+            "silent while the symbol's other data went on: look at the source"
         ), f"m17ctl accept {words}"
         yield "partial", filled & (flags & np.uint8(Flag.PARTIAL) != 0), "a gap of the feed overlaps", (
             f"m17ctl refill {column.value} {words} --cause 'feed gap'"
@@ -187,13 +206,9 @@ class Explaining:
         group.first, group.last = min(group.first, first), max(group.last, last)
 
 
-def _range_words(selection: Selection) -> str:
-    return f"--session {selection.session}"
-
-
 def _remedy(waiting: Waiting, selection: Selection, engine: str) -> str:
     if waiting.cause == "waiting":
-        return f"m17ctl accept {_range_words(selection)}"
+        return f"m17ctl accept {_RANGE}"
     if waiting.cause == "refused":
         return "m17ctl symbols list"
     return f"m17ctl engines retry {engine}"

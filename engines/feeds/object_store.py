@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 import msgspec
@@ -45,6 +45,7 @@ _READ_BYTES: Final = 1024 * 1024
 _GZIP_WINDOW: Final = 31
 
 Progress = Callable[[int, int], None]
+_Answer = TypeVar("_Answer")
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,7 +241,10 @@ class BucketSource:
         self._clock = clock
         if endpoint is None:
             endpoint = next((os.environ[name] for name in ENDPOINT_VARIABLES if os.environ.get(name)), "")
-        self._store = _store(parts.netloc, endpoint, timeout_seconds)
+        self._bucket = parts.netloc
+        self._endpoint = endpoint
+        self._timeout_seconds = timeout_seconds
+        self._opened: S3Store | None = None
 
     def local_path(self, name: str) -> Path | None:  # noqa: ARG002  (the interface of all sources)
         """None: an object has to be downloaded."""
@@ -249,6 +253,275 @@ class BucketSource:
     def _key(self, name: str) -> str:
         return f"{self._prefix}/{name}" if self._prefix else name
 
-    def _attempts[Answer](self, what: str, call: Callable[[], Answer]) -> Answer: ...
+    def stat(self, name: str) -> ObjectFacts:
+        """
+        Facts of one object.
+
+        Raises:
+            SourceMissing: there is none, or no such bucket.
+            FeedError: refused, unreachable or failing; see :mod:`engines.feeds.feed_errors`.
+        """
+        import obstore
+
+        meta = self._tried(name, lambda: obstore.head(self._store(), self._key(name)))
+        return self._facts(name, meta)
+
+    def exists(self, name: str) -> bool:
+        """Whether there is such an object; other failures than its absence are raised."""
+        try:
+            self.stat(name)
+        except SourceMissing:
+            return False
+        return True
+
+    def list(self, prefix: str = "") -> Iterator[ObjectFacts]:
+        """Objects below a folder of the source, in order of name, listed in pieces; raises as :meth:`stat`."""
+        import obstore
+
+        offset: str | None = None
+        top = self._key(prefix.strip("/")).strip("/") or None
+        cut = len(self._prefix) + 1 if self._prefix else 0
+        while True:
+            pieces = self._tried(prefix, lambda: next(iter(obstore.list(self._store(), top, offset=offset)), None))
+            if not pieces:
+                return
+            for meta in pieces:
+                yield self._facts(str(meta["path"])[cut:], meta)
+            offset = str(pieces[-1]["path"])
+
+    def download(self, name: str, target: Path, *, progress: Progress | None = None) -> ObjectFacts:
+        """
+        Bring an object to ``target`` by way of ``target.part``, going on where an earlier download stopped.
+
+        Args:
+            target: its folder must exist; an older file of the name is replaced.
+            progress: called with (bytes there, bytes in all) after every piece.
+
+        Raises:
+            SourceMissing: no such object.
+            SourceReplaced: it was replaced again and again while it was read.
+            SourceFailing: the transfer broke off too often without a byte between, or the gzip stream is damaged.
+            FeedError: refused or unreachable.
+            OSError: writing failed. What came so far stays in ``target.part`` and serves the next download.
+        """
+        partial = target.with_name(target.name + ".part")
+        for attempt in range(self._policy.attempts):
+            facts = self.stat(name)
+            self._prepare(partial, name, facts)
+            try:
+                self._fetch(name, facts, partial, progress)
+            except SourceReplaced:
+                if attempt == self._policy.attempts - 1:
+                    raise
+                self._count("replaced")
+                continue
+            check = _GzipCheck(name)
+            with partial.open("rb") as file:
+                while piece := file.read(_READ_BYTES):
+                    check.take(piece)
+            check.end(f"{self.address}/{name}", partial)
+            partial.replace(target)
+            _note(partial).unlink(missing_ok=True)
+            return facts
+        raise AssertionError("a policy has at least one attempt")
+
+    def _prepare(self, partial: Path, name: str, facts: ObjectFacts) -> None:
+        """Keep the partial file if it is a part of this very object, else begin anew."""
+        wanted = _Partial(f"{self.address}/{name}", facts.etag, facts.size)
+        note = _note(partial)
+        try:
+            held = msgspec.json.decode(note.read_bytes(), type=_Partial)
+        except (FileNotFoundError, msgspec.DecodeError):
+            held = None
+        if held == wanted and partial.exists() and partial.stat().st_size <= facts.size:
+            self.counts.bytes_resumed += partial.stat().st_size
+            return
+        partial.unlink(missing_ok=True)
+        note.write_bytes(msgspec.json.encode(wanted))
+        partial.touch()
+
+    def _fetch(self, name: str, facts: ObjectFacts, partial: Path, progress: Progress | None) -> None:
+        """Append ranges until the file has its length; attempts are counted anew after every byte."""
+        failures = 0
+        begun, received = self._clock(), 0
+        with partial.open("ab") as file:
+            while (have := file.seek(0, os.SEEK_END)) < facts.size:
+                try:
+                    for piece in self._pieces(name, facts, have):
+                        file.write(piece)
+                        self.counts.bytes_received += len(piece)
+                        received += len(piece)
+                        failures = 0
+                        if progress is not None:
+                            progress(file.tell(), facts.size)
+                        self._keep_to_rate(begun, received)
+                except (SourceFailing, SourceUnreachable) as error:
+                    file.flush()
+                    failures += 1
+                    if failures >= self._policy.attempts:
+                        raise
+                    self._count("unreachable" if isinstance(error, SourceUnreachable) else "failing")
+                    self._sleep(self._policy.pause_seconds(failures - 1))
+            os.fsync(file.fileno())
+
+    def _keep_to_rate(self, begun: float, received: int) -> None:
+        if self._bytes_per_second is not None:
+            ahead = received / self._bytes_per_second - (self._clock() - begun)
+            if ahead > 0:
+                self._sleep(ahead)
+
+    def _pieces(self, name: str, facts: ObjectFacts, start: int) -> Iterator[memoryview]:
+        """The bytes of one range as they come."""
+        import obstore
+        from obstore.exceptions import BaseError
+
+        end = min(start + self._range_bytes, facts.size)
+        where = f"{self.address}/{name}"
+        got = start
+        try:
+            answer = obstore.get(
+                self._store(), self._key(name), options={"range": (start, end), "if_match": facts.etag or None}
+            )
+            etag = str(answer.meta["e_tag"] or "")
+            if etag != facts.etag or answer.meta["size"] != facts.size or answer.range[0] != start:
+                raise SourceReplaced(where, "the object was replaced while it was read", "it is read anew")
+            for piece in answer.stream(min_chunk_size=256 * 1024):
+                view = memoryview(piece)
+                got += len(view)
+                yield view
+        except (BaseError, OSError) as error:
+            raise _translated(where, error) from None
+        if got != end:
+            raise SourceFailing(where, f"the reply was cut short at byte {got} of {facts.size}")
+
+    def _tried(self, name: str, call: Callable[[], _Answer]) -> _Answer:
+        from obstore.exceptions import BaseError
+
+        for attempt in range(self._policy.attempts):
+            try:
+                return call()
+            except (BaseError, OSError) as error:
+                found = _translated(f"{self.address}/{name}", error)
+                retried = isinstance(found, SourceFailing | SourceUnreachable)
+                if not retried or attempt == self._policy.attempts - 1:
+                    raise found from None
+                self._count("unreachable" if isinstance(found, SourceUnreachable) else "failing")
+                self._sleep(self._policy.pause_seconds(attempt))
+        raise AssertionError("a policy has at least one attempt")
+
+    def _count(self, kind: str) -> None:
+        self.counts.retried[kind] = self.counts.retried.get(kind, 0) + 1
+
+    def _facts(self, name: str, meta: Any) -> ObjectFacts:
+        modified_ns = round(meta["last_modified"].timestamp()) * 1_000_000_000
+        return ObjectFacts(name, int(meta["size"]), str(meta["e_tag"] or ""), modified_ns)
+
+    def _store(self) -> S3Store:
+        if self._opened is None:
+            self._opened = _open_store(self._bucket, self._endpoint, self._timeout_seconds)
+        return self._opened
 
 
+def _open_store(bucket: str, endpoint: str, timeout_seconds: float) -> S3Store:
+    """The store, with what the environment says of credentials and region."""
+    from obstore.store import S3Store
+
+    names = ("AWS_ACCESS_KEY_ID", "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI")
+    if not any(os.environ.get(name) for name in names):
+        # Without any, the library would look for a cloud's metadata service and hang.
+        hint = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        raise SourceRefused(f"s3://{bucket}", "no credentials in the environment", hint)
+    settings: dict[str, Any] = {
+        "region": os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1",
+        "virtual_hosted_style_request": False,
+    }
+    if endpoint:
+        settings["endpoint"] = endpoint
+    for setting, name in (("access_key_id", "AWS_ACCESS_KEY_ID"), ("secret_access_key", "AWS_SECRET_ACCESS_KEY")):
+        if os.environ.get(name):
+            settings[setting] = os.environ[name]
+    if os.environ.get("AWS_SESSION_TOKEN"):
+        settings["session_token"] = os.environ["AWS_SESSION_TOKEN"]
+    return S3Store(
+        bucket,
+        client_options={
+            "allow_http": endpoint.startswith("http://"),
+            "connect_timeout": timedelta(seconds=min(timeout_seconds, 10.0)),
+            "read_timeout": timedelta(seconds=timeout_seconds),
+            # The whole of a range on a slow line; what counts is the time without a byte.
+            "timeout": timedelta(hours=1),
+        },
+        retry_config={"max_retries": 0, "retry_timeout": timedelta(seconds=1)},
+        **settings,
+    )
+
+
+def _translated(where: str, error: Exception) -> FeedError:
+    """An error of the library in our words; its messages may hold addresses, never keys."""
+    from obstore import exceptions
+
+    text = " ".join(str(error).split())[:300]
+    lower = text.lower()
+    if isinstance(error, exceptions.NotFoundError):
+        return SourceMissing(where, "no such object", "the file is not there yet, or bucket and prefix are wrong")
+    if isinstance(error, exceptions.PreconditionError):
+        return SourceReplaced(where, "the object was replaced while it was read", "it is read anew")
+    denied = ("403 forbidden", "401 unauthorized", "accessdenied", "invalidaccesskeyid", "signaturedoesnotmatch")
+    kinds = (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError)
+    if isinstance(error, kinds) or any(word in lower for word in denied):
+        return SourceRefused(where, "the store refuses the credentials", "check AWS_ACCESS_KEY_ID and its secret")
+    if "dns error" in lower or "failed to lookup" in lower:
+        return SourceUnreachable(where, "no such host (DNS)", "check M17_S3_ENDPOINT and the resolver")
+    if any(word in lower for word in ("certificate", "tls", "handshake")):
+        return SourceUnreachable(where, f"TLS failed: {text}", "check the certificates and the clock")
+    if any(word in lower for word in ("connection refused", "connect error", "error trying to connect", "tcp connect")):
+        return SourceUnreachable(where, "nobody listens there", "check M17_S3_ENDPOINT")
+    return SourceFailing(where, text, "tried again later by itself")
+
+
+def _note(partial: Path) -> Path:
+    return partial.with_name(partial.name + ".json")
+
+
+class _GzipCheck:
+    """Reads a gzip stream of one or more members to its end; other files pass unread."""
+
+    def __init__(self, name: str) -> None:
+        self._inflater = zlib.decompressobj(_GZIP_WINDOW) if name.endswith(".gz") else None
+        self._bytes = 0
+        self._damage = ""
+
+    def take(self, piece: bytes) -> None:
+        """The next bytes."""
+        if self._inflater is None or self._damage:
+            return
+        while piece:
+            self._bytes += len(piece)
+            try:
+                if self._inflater.eof:
+                    self._inflater = zlib.decompressobj(_GZIP_WINDOW)
+                left = piece
+                while left:
+                    self._inflater.decompress(left, 4 * _READ_BYTES)
+                    left = self._inflater.unconsumed_tail
+            except zlib.error as error:
+                self._damage = f"the gzip stream is damaged: {error}"
+                return
+            piece = self._inflater.unused_data
+            self._bytes -= len(piece)
+
+    def end(self, where: str, partial: Path) -> None:
+        """
+        All bytes were taken.
+
+        Raises:
+            SourceFailing: they were no whole gzip stream; the file is removed.
+        """
+        if self._inflater is None:
+            return
+        if not self._damage and not self._inflater.eof:
+            self._damage = "the gzip stream is cut short"
+        if self._damage:
+            partial.unlink()
+            _note(partial).unlink(missing_ok=True)
+            raise SourceFailing(where, self._damage, "the object itself is damaged; ask for it to be replaced")

@@ -1,0 +1,252 @@
+"""
+The demonstration: M17 on one synthetic session with planted defects, seen as an operator sees it.
+
+It writes the session, runs a daemon on it, shows the map with its holes and their causes, repairs what can be repaired
+and shows the map again. It talks to the daemon through ``m17ctl`` alone, and ends with 1 if what it shows is not true.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from engines.feeds.synthetic import Truth, write_session
+from m17d.discovery import discover
+
+SESSION: Final = "2026-03-10"
+_IDLE_WAIT_S: Final = 240.0
+_SETTLED_POLLS: Final = 3
+
+
+class NotTrue(Exception):
+    """Something that the demonstration shows is not so."""
+
+
+@dataclass(slots=True)
+class Stage:
+    """One state directory with its daemon and the folder of its files."""
+
+    root: Path
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def socket(self) -> Path:
+        """Where the daemon listens."""
+        return self.root / "m17d.sock"
+
+    def configure(self) -> None:
+        """Write ``m17.toml`` with every engine there is."""
+        lines = ['state_dir = "ledger.state"', "[socket]", 'path = "m17d.sock"', "[calendar]", f"year = {SESSION[:4]}"]
+        for name in discover():
+            lines.append(f"[engines.{name}]")
+            if name in ("trade_flatfile", "quote"):
+                lines += ['source = "flatfiles"', f'sessions = ["{SESSION}"]']
+            elif name == "treasury":
+                lines.append('source = "treasury/treasury-yields.json"')
+        (self.root / "m17.toml").write_text("\n".join(lines) + "\n")
+
+    def start(self) -> None:
+        """Start the daemon; its log goes to ``m17d.log``."""
+        with (self.root / "m17d.log").open("ab") as log:
+            command = [sys.executable, "-m", "m17d", "run", "--config", str(self.root / "m17.toml")]
+            self.process = subprocess.Popen(command, stdout=log, stderr=log)
+        end = time.monotonic() + 30
+        while not self.socket.exists():
+            if self.process.poll() is not None or time.monotonic() > end:
+                raise NotTrue("the daemon did not start:\n" + (self.root / "m17d.log").read_text())
+            time.sleep(0.05)
+
+    def stop(self) -> None:
+        """End the daemon, cleanly."""
+        if self.process is not None:
+            self.process.send_signal(signal.SIGTERM)
+            self.process.wait(30)
+            self.process = None
+
+    def ask(self, *words: str) -> Any:
+        """What ``m17ctl --json`` answers."""
+        command = [sys.executable, "-m", "m17ctl", "--socket", str(self.socket), "--json", *words]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+        if done.returncode:
+            raise NotTrue(f"m17ctl {' '.join(words)}: {done.stderr.strip()}")
+        lines = [json.loads(line) for line in done.stdout.splitlines() if line.strip()]
+        return lines[0] if len(lines) == 1 else lines
+
+    def show(self, *words: str) -> None:
+        """Run ``m17ctl`` as a person would, on this terminal."""
+        print(f"\n$ m17ctl {' '.join(words)}", flush=True)
+        command = [sys.executable, "-m", "m17ctl", "--socket", str(self.socket), *words]
+        subprocess.run(command, timeout=120, check=False)
+
+    def wait(self, what: str) -> None:
+        """Wait until nothing is at work, saying how far it is."""
+        started, calm = time.monotonic(), 0
+        while calm < _SETTLED_POLLS:
+            engines = self.ask("engines", "list")
+            engines = engines if isinstance(engines, list) else [engines]
+            working = [engine for engine in engines if engine["state"] == "running" or engine["backlog"]]
+            calm = 0 if working else calm + 1
+            seconds = time.monotonic() - started
+            if seconds > _IDLE_WAIT_S:
+                raise NotTrue(f"{what} did not end in {_IDLE_WAIT_S:.0f} s: {working}")
+            _progress(f"{what}: {seconds:4.0f} s  {', '.join(engine['name'] for engine in working) or 'settling'}")
+            time.sleep(0.4)
+        _progress(f"{what}: {time.monotonic() - started:.1f} s, done", last=True)
+
+
+def _progress(text: str, *, last: bool = False) -> None:
+    """One line that is written over on a terminal, and only its end elsewhere."""
+    if sys.stdout.isatty():
+        print(f"\r\x1b[K{text}", end="\n" if last else "", flush=True)
+    elif last:
+        print(text, flush=True)
+
+
+def say(text: str) -> None:
+    """A heading."""
+    print(f"\n== {text}", flush=True)
+
+
+def demand(condition: bool, what: str) -> None:
+    """Say that something is so, or end."""
+    if not condition:
+        raise NotTrue(what)
+    print(f"   true: {what}", flush=True)
+
+
+def check_counts(stage: Stage, truth: Truth) -> None:
+    """Windows with rows, by symbol, are what the files hold."""
+    coverage = stage.ask("coverage", SESSION, "--by", "symbol")
+    windows = coverage["windows"]
+    wrong = []
+    stocks = 0
+    for dataset, column in (("us_stocks_sip/trades_v1", "trade_ref"), ("us_stocks_sip/quotes_v1", "quote_ref")):
+        for ticker, counts in truth.files[dataset].counts.items():
+            found = coverage["by_symbol"][ticker][column]
+            stocks += 1
+            if found["filled"] != windows or found["filled"] - found["no_data"] != counts.session_minutes:
+                wrong.append(f"{ticker} {column}")
+    demand(not wrong, f"windows with rows of {stocks} stock series equal the generator's count {wrong or ''}".rstrip())
+
+
+def planted(truth: Truth, kind: str) -> Any:
+    """A planted defect by kind."""
+    return next(defect for defect in truth.defects if defect.kind == kind)
+
+
+def suspect_cells(stage: Stage, symbol: str, column: str) -> int:
+    """How many cells of a column and symbol are suspect."""
+    coverage = stage.ask("coverage", SESSION, "--by", "symbol", "--symbols", symbol)
+    return sum(int(counts[column]["suspect"]) for counts in coverage["by_symbol"].values())
+
+
+def run(root: Path, *, keep: bool) -> None:
+    """The whole demonstration in a folder; raises NotTrue."""
+    say("one session, written by a generator that knows the truth")
+    truth = write_session(root / "demo", session=SESSION)
+    whole = write_session(root / "whole", session=SESSION, damage=False)
+    rows = sum(file.rows for file in truth.files.values())
+    print(f"   {rows:,} rows in four files, {len(truth.defects)} planted defects:", flush=True)
+    for defect in truth.defects:
+        print(f"   - {defect.kind}: {defect.symbol or 'curve'}", flush=True)
+    reference, stage = Stage(root / "whole"), Stage(root / "demo")
+    for one in (reference, stage):
+        one.configure()
+    say("a daemon fills the ledger from the files")
+    stage.start()
+    try:
+        stage.wait("filling")
+        show_holes(stage, truth)
+        repair(stage, root / "demo")
+        compare(stage, reference, whole)
+        finish(stage, keep=keep)
+    finally:
+        if not keep or sys.exc_info()[0] is not None:
+            stage.stop()
+        reference.stop()
+
+
+def show_holes(stage: Stage, truth: Truth) -> None:
+    """The map with its holes, and why they are there."""
+    silent, without = planted(truth, "silent_trades"), planted(truth, "chain_without_quotes")
+    stage.show("status")
+    stage.show("coverage", SESSION, "--by", "symbol", "--columns", "trade_ref,quote_ref")
+    say("why: each cause in a line, with a command to paste")
+    stage.show("why", "trade_ref", "quote_ref", "--session", SESSION)
+    check_counts(stage, truth)
+    minutes = silent.to_minute - silent.from_minute
+    found = suspect_cells(stage, silent.symbol, "trade_ref")
+    demand(found == minutes, f"{silent.symbol} is silent for {minutes} minutes, and exactly those are suspect")
+    found = suspect_cells(stage, without.symbol, "quote_ref")
+    demand(found == 390, f"{without.symbol} has trades and never a quote: all its 390 quote cells are suspect")
+
+
+def repair(stage: Stage, folder: Path) -> None:
+    """Put the complete files in place, as upstream does a day later, and wait."""
+    say("repair: upstream replaces the damaged files; the daemon sees it by itself")
+    for path in sorted((folder / "repair").rglob("*")):
+        if path.is_file():
+            target = folder / path.relative_to(folder / "repair")
+            shutil.copyfile(path, target.with_suffix(".part"))
+            target.with_suffix(".part").replace(target)
+            print(f"   {target.relative_to(folder)}", flush=True)
+    time.sleep(2.5)
+    stage.wait("repairing")
+
+
+def compare(stage: Stage, reference: Stage, whole: Truth) -> None:
+    """The map again, and the digest of a run that never saw the damage."""
+    stage.show("coverage", SESSION, "--by", "symbol", "--columns", "trade_ref,quote_ref")
+    check_counts(stage, whole)
+    say("the same session without damage, in another ledger")
+    reference.start()
+    reference.wait("filling")
+    digest, expected = (one.ask("digest", SESSION) for one in (stage, reference))
+    for column, value in expected["columns"].items():
+        if digest["columns"][column] != value:
+            raise NotTrue(f"the digest of {column} differs from the undamaged run's")
+    demand(digest["digest"] == expected["digest"], f"digest equals the undamaged run's: {digest['digest'][:16]}")
+    counts = stage.ask("coverage", SESSION)["columns"]
+    for column in ("trade_ref", "quote_ref"):
+        total = counts[column]["filled"] + counts[column]["empty"] + counts[column]["cleared"]
+        demand(counts[column]["filled"] == total and not counts[column]["suspect"], f"{column}: 100 % filled, none suspect")
+
+
+def finish(stage: Stage, *, keep: bool) -> None:
+    """Three commands to try."""
+    say("try" + ("" if keep else " (with scripts/demo --keep, which leaves the daemon running)"))
+    prefix = f"M17_SOCKET={stage.socket} .venv/bin/m17ctl"
+    print(f"   {prefix} row DUNE {SESSION}T10:20 --payload")
+    print(f"   {prefix} clear trade_ref --session {SESSION} --from 10:15 --to 10:40 --symbols ACME --cause 'try' --dry-run")
+    print(f"   {prefix} export trade_ref --session {SESSION} --symbols ACME --out acme.parquet", flush=True)
+
+
+def main() -> int:
+    """Entry point; 0 when everything shown was true."""
+    parser = argparse.ArgumentParser(prog="scripts/demo", description="M17 on one synthetic session, from nothing.")
+    parser.add_argument("--keep", action="store_true", help="leave the daemon and its folder")
+    arguments = parser.parse_args()
+    root = Path(tempfile.mkdtemp(prefix="m17-demo-"))
+    try:
+        run(root, keep=arguments.keep)
+    except NotTrue as error:
+        print(f"\nm17 demo: not true: {error}", file=sys.stderr)
+        return 1
+    finally:
+        if not arguments.keep:
+            shutil.rmtree(root, ignore_errors=True)
+    print("\nm17 demo: everything shown was true")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
