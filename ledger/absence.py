@@ -192,12 +192,29 @@ def _difference(
     flags = rows.flags[index, universe, :minutes]
     no_rows = (rows.status[index, universe, :minutes] == Status.FILLED) & (flags & np.uint8(Flag.NO_ROWS) != 0)
     judged = np.zeros(len(universe), dtype=bool)
+    records: dict[Dataset | None, SourceRecord | None] = {None: None}
     for position, symbol_id in enumerate(universe.tolist()):
         dataset = dataset_of(column, state.class_of(symbol_id))
-        record: SourceRecord | None = state.sources.get(dataset.value, session) if dataset else None
+        if dataset not in records:
+            records[dataset] = state.sources.get(dataset.value, session) if dataset else None
+        record = records[dataset]
         # Cells of a source that was accepted as absent stay suspect; a waiting source makes nothing suspect.
         judged[position] = record is not None and record.state is SourceState.COMPLETE
+    wanted = wanted & ~_accepted(records, universe, wanted.shape)
     suspect = flags & np.uint8(Flag.SUSPECT) != 0
     add = np.nonzero(no_rows & wanted & ~suspect & judged[:, None])
     remove = np.nonzero(no_rows & ~wanted & suspect & judged[:, None])
     return Suspicion(column, (universe[add[0]], add[1]), (universe[remove[0]], remove[1]))
+
+
+def _accepted(
+    records: dict[Dataset | None, SourceRecord | None], universe: np.ndarray, shape: tuple[int, ...]
+) -> np.ndarray:
+    """bool[n, minutes], cells that an operator took as they are."""
+    mask = np.zeros(shape, dtype=bool)
+    for record in records.values():
+        for symbol_id, first, last in record.accepted if record is not None else ():
+            at = int(np.searchsorted(universe, symbol_id))
+            if at < len(universe) and universe[at] == symbol_id:
+                mask[at, first:last] = True
+    return mask

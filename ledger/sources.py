@@ -88,6 +88,8 @@ class SourceRecord(msgspec.Struct, frozen=True, kw_only=True):
     """How many symbols found no id because the cap was reached."""
     refused_names: list[str] = []
     """The first of them."""
+    accepted: list[tuple[int, int, int]] = []
+    """(symbol_id, first minute, last minute exclusive): suspect cells that an operator took as they are."""
     start_number: int = 0
     """Which start of the daemon wrote this."""
 

@@ -13,19 +13,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+import msgspec
 import numpy as np
 
 from ledger.absence import dataset_of
 from ledger.audit import Operator as AuditOperator
 from ledger.columns import RAW_COLUMNS, Column, Flag, Status
 from ledger.rows import SessionRows
-from ledger.sources import SourceState
+from ledger.sources import SourceRecord, SourceState
 from ledger.state import State
 from ledger.undo import read_undo, remove_undo, write_undo
 from m17d import outcomes, protocol
 from m17d.envelopes import Refused
 from m17d.peers import Context
-from m17d.reading import Reading, Selection
+from m17d.reading import Reading, Selection, source_reply
 from m17d.runner import Runner
 
 CONFIRM_CELLS: Final = 10_000
@@ -90,6 +91,8 @@ class Changing:
         if not clearing:
             self._keep(operation, request, plan)
         self._audit("clear" if clearing else "refresh", context, operation, request, plan)
+        # Symbols that a complete source does not have are filled again without reading it.
+        self.runner.settle_later(selection.session)
         self.runner.wake()
         yield self._reply(operation, plan, dry_run=False)
 
@@ -121,11 +124,9 @@ class Changing:
         symbol_ids, minutes = selection.symbol_ids[at], minutes + selection.first
         slots = rows.slots(column, symbol_ids, minutes)
         plan.taken.append(_Taken(column, rows, symbol_ids, minutes, slots, cells - len(symbol_ids)))
-        self._count_refillable(selection.session, column, symbol_ids, slots, plan)
+        self._count_refillable(selection.session, column, symbol_ids, plan)
 
-    def _count_refillable(
-        self, session: str, column: Column, symbol_ids: np.ndarray, slots: np.ndarray, plan: _Plan
-    ) -> None:
+    def _count_refillable(self, session: str, column: Column, symbol_ids: np.ndarray, plan: _Plan) -> None:
         """From where each cell could be made again: its source's file, REST, other cells, or nowhere."""
         served = self._served(session, column)
         if column not in RAW_COLUMNS:
@@ -332,6 +333,70 @@ class Changing:
             column, symbol_ids, minutes, kept.slots[some], kept.version[some], now_ns=now_ns
         )
         return int(done.sum())
+
+    # ---- accept
+
+    def accept(self, request: protocol.AcceptRequest, context: Context) -> Iterator[outcomes.AcceptReply | None]:
+        """Declare missing sources of the range absent; take suspect cells as they are."""
+        selection = self.reading.select(request.range)
+        columns = [column for column in (request.columns or RAW_COLUMNS) if column in (Column.TRADE_REF, Column.QUOTE_REF)]
+        accepted: dict[Column, int] = {}
+        sources = []
+        for column in columns:
+            cells = 0
+            for dataset, symbol_ids in self._by_dataset(selection, column).items():
+                record = self.state.sources.get(dataset, selection.session)
+                if record is not None and record.state is SourceState.WAITING:
+                    changed = msgspec.structs.replace(record, state=SourceState.ABSENT, reason="accepted as absent")
+                    sources.append(source_reply(changed))
+                    cells += len(symbol_ids) * selection.minutes
+                    if not request.dry_run:
+                        self.state.sources.put(changed)
+                elif record is not None:
+                    cells += self._take_as_it_is(selection, column, record, symbol_ids, dry_run=request.dry_run)
+                yield None
+            if cells:
+                accepted[column] = cells
+        if not accepted:
+            raise Refused("nothing_selected", "nothing in the range is waited for or suspect", "look with: m17ctl why")
+        operation = "" if request.dry_run else self._name(context)
+        if not request.dry_run:
+            self.state.audit.append(
+                "accept",
+                audit_operator(context),
+                claimed=claimed(context),
+                operation=operation,
+                where={"session": selection.session, "symbols": request.range.symbols},
+                cells={column.value: number for column, number in accepted.items()},
+                cause=request.cause,
+                result=", ".join(f"{source.dataset} absent" for source in sources) or "done",
+            )
+            self.runner.settle_later(selection.session)
+            self.runner.wake()
+        yield outcomes.AcceptReply(operation=operation, accepted=accepted, sources=sources, dry_run=request.dry_run)
+
+    def _by_dataset(self, selection: Selection, column: Column) -> dict[str, np.ndarray]:
+        found: dict[str, list[int]] = {}
+        for symbol_id in selection.symbol_ids.tolist():
+            dataset = dataset_of(column, self.state.class_of(symbol_id))
+            if dataset is not None:
+                found.setdefault(dataset.value, []).append(symbol_id)
+        return {dataset: np.array(ids, dtype=np.int64) for dataset, ids in found.items()}
+
+    def _take_as_it_is(
+        self, selection: Selection, column: Column, record: SourceRecord, symbol_ids: np.ndarray, *, dry_run: bool
+    ) -> int:
+        """Take away suspicion from the range's cells, for as long as their source stays the same."""
+        if not self.state.trade.exists(selection.seq):
+            return 0
+        rows = self.state.trade.session(selection.seq)
+        flags = rows.flags[rows.column_index(column), symbol_ids, selection.first : selection.last]
+        at, minutes = np.nonzero(flags & np.uint8(Flag.SUSPECT))
+        if len(at) and not dry_run:
+            spans = [(int(one), selection.first, selection.last) for one in symbol_ids[np.unique(at)]]
+            self.state.sources.put(msgspec.structs.replace(record, accepted=sorted({*record.accepted, *spans})))
+            rows.flag_many(column, symbol_ids[at], minutes + selection.first, remove=Flag.SUSPECT, now_ns=rows.now_ns())
+        return len(at)
 
 
 def _parts(symbol_ids: np.ndarray) -> Iterator[slice]:

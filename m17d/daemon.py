@@ -39,6 +39,7 @@ from m17d.server import Server
 _IDLE_MS: Final = 100
 _BUSY_MS: Final = 0
 _DROP_INTERVAL_S: Final = 30.0
+_RETIRE_INTERVAL_S: Final = 1.0
 _IDLE_ROUNDS: Final = 3
 
 
@@ -61,7 +62,7 @@ class EngineContext:
 
     def regions(self, column: Column) -> list[PriorityRegion]:
         """Outstanding regions that name the column, highest first."""
-        return [region for region in self.state.regions.outstanding() if column in region.columns]
+        return [region for region in self.state.regions.outstanding() if not region.columns or column in region.columns]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +83,8 @@ class Daemon:
         self.logger = logger
         self.started_s = time.monotonic()
         self._stopping = ""
+        self._retire_s = 0.0
+        self._drop_s = self.started_s + _DROP_INTERVAL_S
         self._undo = contextlib.ExitStack()
         try:
             self._open()
@@ -171,7 +174,7 @@ class Daemon:
         with self._signals():
             self._notify("READY=1")
             log_line(self.logger, "info", f"serving on {self.config.socket_path}, pid {os.getpid()}")
-            idle_rounds, drop_s = 0, time.monotonic() + _DROP_INTERVAL_S
+            idle_rounds = 0
             while not self._stopping:
                 busy = self.runner.step()
                 self._poll(_BUSY_MS if busy else _IDLE_MS)
@@ -179,15 +182,22 @@ class Daemon:
                     idle_rounds = idle_rounds + 1 if not busy and self.runner.is_idle() else 0
                     if idle_rounds >= _IDLE_ROUNDS:
                         break
-                if time.monotonic() >= drop_s:
-                    drop_s = time.monotonic() + _DROP_INTERVAL_S
-                    self._notify("WATCHDOG=1")
-                    self.handlers.housekeeping()
+                self._upkeep()
             self._notify("STOPPING=1")
         if self._stopping:
             log_line(self.logger, "info", f"stopping on {self._stopping}")
             return Ending(0, [])
         return self._ending()
+
+    def _upkeep(self) -> None:
+        now_s = time.monotonic()
+        if now_s >= self._retire_s:
+            self._retire_s = now_s + _RETIRE_INTERVAL_S
+            self._notify("WATCHDOG=1")
+            self.handlers.retire_regions()
+        if now_s >= self._drop_s:
+            self._drop_s = now_s + _DROP_INTERVAL_S
+            self.handlers.housekeeping()
 
     def _poll(self, timeout_ms: int) -> None:
         descriptors = set(self.runner.descriptors())

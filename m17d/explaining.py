@@ -160,7 +160,7 @@ class Explaining:
             for waiting in engine.waiting(selection.session):
                 if waiting.column is column:
                     mask = unset & self._of(waiting, selection)[:, None]
-                    yield waiting.cause, mask, waiting.detail, _remedy(waiting, selection, name)
+                    yield waiting.cause, mask, waiting.detail, _remedy(waiting, name)
         if self.runner.blocked:
             yield "blocked", unset, self.runner.blocked, "m17ctl doctor"
 
@@ -206,7 +206,7 @@ class Explaining:
         group.first, group.last = min(group.first, first), max(group.last, last)
 
 
-def _remedy(waiting: Waiting, selection: Selection, engine: str) -> str:
+def _remedy(waiting: Waiting, engine: str) -> str:
     if waiting.cause == "waiting":
         return f"m17ctl accept {_RANGE}"
     if waiting.cause == "refused":

@@ -23,6 +23,8 @@ from m17d.protocol import PROTOCOL_MAX, PROTOCOL_MIN, Request
 from m17d.reading import Reading, source_reply
 from m17d.remembering import Remembering
 from m17d.runner import Runner
+from m17d.supervising import Supervising
+from m17d.wholeness import Wholeness, facts_of
 
 
 class Handlers:
@@ -37,7 +39,9 @@ class Handlers:
         self.reading = Reading(state, runner, version=version)
         self.explaining = Explaining(state, runner, self.reading)
         self.changing = Changing(state, runner, self.reading)
+        self.wholeness = Wholeness(state, runner, self.reading)
         self.remembering = Remembering(state)
+        self.supervising = Supervising(state, runner)
 
     # ---- what the server asks
 
@@ -64,6 +68,18 @@ class Handlers:
                 return self.explaining.why(request)
             case protocol.ExportRequest():
                 return self.reading.export(request)
+            case protocol.WaitRequest():
+                return self.wholeness.wait(request)
+            case protocol.PriorityListRequest():
+                return self.wholeness.regions()
+            case protocol.PriorityShowRequest():
+                return self.wholeness.show(request.id)
+            case protocol.PriorityAddRequest():
+                return self._priority(self.wholeness.add(request, context), "priority add", context)
+            case protocol.PriorityRemoveRequest():
+                return self._priority(self.wholeness.remove(request.id), "priority rm", context)
+            case protocol.AcceptRequest():
+                return self.changing.accept(request, context)
             case protocol.SymbolsListRequest():
                 return self.reading.symbols(request.symbols)
             case protocol.SymbolsResolveRequest():
@@ -142,9 +158,9 @@ class Handlers:
         self.reading.engine(request.engine)
         user = context.peer.user or str(context.peer.uid)
         if request.action == "pause":
-            self.runner.paused[request.engine] = f"by {user}" + (f": {request.cause}" if request.cause else "")
+            self.supervising.pause(request.engine, f"by {user}" + (f": {request.cause}" if request.cause else ""))
         elif request.action == "resume":
-            self.runner.paused.pop(request.engine, None)
+            self.supervising.resume(request.engine)
         else:
             self.runner.retry(request.engine)
         self.runner.wake()
@@ -165,6 +181,19 @@ class Handlers:
         return self.reading.session(request.session)
 
     # ---- what the daemon asks
+
+    def _priority(self, region: outcomes.RegionReply, op: str, context: Context) -> outcomes.RegionReply:
+        where = {"symbol": region.symbol, "from": region.start_ts, "to": region.end_ts, "region": region.id}
+        self.state.audit.append(
+            op, audit_operator(context), claimed=claims(context), where=where, result=f"priority {region.priority}"
+        )
+        self.publish("region", facts_of(region))
+        return region
+
+    def retire_regions(self) -> None:
+        """Retire the regions that are whole; called every second."""
+        for region in self.wholeness.retire():
+            self.publish("region", facts_of(region))
 
     def housekeeping(self) -> None:
         """Drop idle sessions; called every half minute."""

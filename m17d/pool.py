@@ -7,6 +7,7 @@ descriptors. This module must never know a ledger or a socket.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import multiprocessing
 import os
@@ -106,10 +107,9 @@ class Pool:
         self._sequence += 1
         name = f"{self._batch_prefix()}-{self._sequence:06d}"
         worker.task, worker.done, worker.total = task, 0, 0
-        try:
+        # A dead worker's death is seen, and the task tried again, at the next collect.
+        with contextlib.suppress(OSError):
             worker.pipe.send((task, name))
-        except (BrokenPipeError, OSError):
-            pass  # Its death is seen, and the task tried again, at the next collect.
         return name
 
     def _hire(self) -> _Worker:
@@ -181,7 +181,7 @@ def _work(pipe: Connection, artifact_root: Path, temporary: Path) -> None:
             pipe.send_bytes(
                 pickle.dumps(compute(task, Workplace(artifact_root, temporary, name, progress)), protocol=5)
             )
-        except (BrokenPipeError, OSError):
+        except OSError:
             sys.exit(0)
 
 
@@ -198,7 +198,7 @@ def compute(task: Task, workplace: Workplace) -> tuple[str, Any]:
         return "done", function(task, workplace)
     except TaskFailed as failure:
         return "failed", (failure.reason, failure.hint, True, failure.report)
-    except Exception as error:  # the one broad except around one engine step
+    except Exception as error:  # noqa: BLE001 - the one broad except around one engine step
         reason = f"{type(error).__name__}: {error}"
         last = traceback.extract_tb(error.__traceback__)[-1]
         print(traceback.format_exc(), file=sys.stderr, flush=True)

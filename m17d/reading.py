@@ -21,6 +21,7 @@ import numpy as np
 from ledger.columns import Column, LedgerKind, PayloadKind, Source, Status
 from ledger.coverage import COUNT_NAMES, Planes, planes, sessions_in_use, sources_of, with_options
 from ledger.digests import session_digest
+from ledger.errors import AddressError
 from ledger.frames import named_rows
 from ledger.layout import COLUMNS_OF, ROW_BYTES
 from ledger.records import describe
@@ -68,7 +69,7 @@ class Reading:
             return when
         try:
             return self.state.calendar.parse_time(when, session)
-        except ValueError as error:
+        except (ValueError, AddressError) as error:
             raise Refused("bad_request", str(error), "write 2013-10-07T09:31, 2013-10-07, or 09:31 with --session") from error
 
     def select(self, wanted: protocol.Range) -> Selection:

@@ -83,7 +83,7 @@ class Runner:
         """Why nothing is committed now, such as a full disk."""
         self.refused: dict[str, None] = {}
         """Symbols that the cap refused."""
-        self.on_change: Callable[[str, dict[str, Any]], None] = lambda _kind, _facts: None
+        self.on_change: Callable[[str, dict[str, Any]], object] = lambda _kind, _facts: None
         self._log = log
         self._attempts: dict[str, int] = {}
         self._seen: dict[str, Seen] = {}
