@@ -348,16 +348,13 @@ class FlatFileEngine:
         """Symbols with rows in the file and a cell that is empty, cleared or wanted; looked for only where cells moved."""
         state, key = self._state, (file.session, file.dataset)
         seq = state.calendar.session_seq(file.session)
-        if not state.trade.exists(seq):
-            rows_at = (-1, 0)
-        else:
-            rows = state.trade.session(seq)
-            rows_at = (rows.change_count, id(rows))
+        rows = state.trade.session(seq) if state.trade.exists(seq) else None
+        rows_at = (-1, 0) if rows is None else (rows.change_count, id(rows))
         if self._seen_changes.get(key) == rows_at:
             return self._wanted[key]
         listed = record.symbol_rows()
         ids = listed["symbol_id"][(listed["rows_in"] > 0) | (listed["rows_outside"] > 0)].astype(np.int64)
-        if rows_at[0] < 0:
+        if rows is None:
             wanted = ids
         else:
             index, minutes = rows.column_index(self._column), rows.place.minutes

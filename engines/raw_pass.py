@@ -200,8 +200,8 @@ class CellSink:
         for at, code in enumerate(sorted(self.leads.keys() - first.keys())):
             records = blank(self._kind, 1)
             none = np.zeros(1, dtype=np.int64)
-            start = np.array([self._window.open_ns])
-            records["content_hash"] = cell_hashes(self._kind, start, none, none, np.zeros(0, dtype=np.uint64))
+            opening = np.array([self._window.open_ns])
+            records["content_hash"] = cell_hashes(self._kind, opening, none, none, np.zeros(0, dtype=np.uint64))
             records["source"], records["artifact_id"] = int(Source.FLAT_FILE), 1
             extra[at] = (code, 0, 0, int(Flag.NO_ROWS), records[0])
             first[code] = len(cells) + at

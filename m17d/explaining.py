@@ -177,8 +177,6 @@ class Explaining:
         if column in RAW_COLUMNS or not unset.any():
             return
         for source in UPSTREAM[column]:
-            if source is Column.AGGRESSOR_REF and column is not Column.AGGRESSOR_REF and source not in UPSTREAM[column]:
-                continue
             cells = self.reading.planes(selection.session, source, selection.symbol_ids, options)
             missing = unset & (cells.state != Status.FILLED) & (cells.state != 4)
             for cause, mask, detail, remedy in self._causes(selection, source, cells, options):

@@ -348,20 +348,21 @@ class Reading:
         if not ledger.exists(selection.seq):
             return
         rows = ledger.session(selection.seq)
-        for symbol_id in selection.symbol_ids[rows.reserved[selection.symbol_ids]]:
-            slab = rows.slab(int(symbol_id))[selection.first * row_bytes : selection.last * row_bytes]
+        chosen = selection.symbol_ids[rows.reserved[selection.symbol_ids]]
+        at_once = max(1, _SLAB_BYTES // (selection.minutes * row_bytes))
+        window = slice(selection.first * row_bytes, selection.last * row_bytes)
+        for start in range(0, len(chosen), at_once):
+            some = [int(one) for one in chosen[start : start + at_once]]
             body = replies.BulkReply(
-                ledger=request.ledger.value,
+                ledger=request.ledger,
                 session=selection.session,
-                symbol=self.state.symbols.name(int(symbol_id)),
-                symbol_id=int(symbol_id),
-                minute_idx=selection.seq * 390 + selection.first,
-                rows=selection.minutes,
+                rows=selection.minutes * len(some),
                 row_bytes=row_bytes,
                 row_format=row_format,
                 columns=columns,
+                symbols={one: self.state.symbols.name(one) for one in some},
             )
-            yield Piece(body, slab)
+            yield Piece(body, b"".join(rows.slab(one)[window] for one in some))
 
     # ---- rows of artifacts
 

@@ -356,11 +356,11 @@ def settle(state: State, session: str) -> Iterator[str]:
             yield "step"
     yield "step"
     for change in suspicions(state, session, rows, universe):
-        for (symbol_ids, cells), add in ((change.add, True), (change.remove, False)):
+        for (symbol_ids, changed), add in ((change.add, True), (change.remove, False)):
             for start in range(0, len(symbol_ids), 4096):
                 part = slice(start, start + 4096)
                 flags = {"add": Flag.SUSPECT} if add else {"remove": Flag.SUSPECT}
-                rows.flag_many(change.column, symbol_ids[part], cells[part], now_ns=rows.now_ns(), **flags)
+                rows.flag_many(change.column, symbol_ids[part], changed[part], now_ns=rows.now_ns(), **flags)
                 yield "step"
     if state.flusher is not None:
         state.flusher.wrote()

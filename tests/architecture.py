@@ -105,7 +105,8 @@ ROOMS: Final = (
             "engines.feeds",
             "engines.feeds.*",
             "engines.raw",
-            "engines.raw.*",
+            "engines.raw_pass",
+            "engines.derived",
         ),
         outside=_names("numpy msgspec polars pyarrow numba"),
     ),
@@ -122,7 +123,7 @@ ROOMS: Final = (
         outside=_names("msgspec zmq"),
     ),
     Room(
-        ("m17d.daemon", "m17d.main", "m17d.__main__"),
+        ("m17d.daemon", "m17d.main", "m17d.__main__", "m17d.estimate"),
         "the composition root knows everything of the daemon, and nothing of its clients",
         house=("ledger", "ledger.*", "engines", "engines.*", "m17d.*"),
         outside=_names("msgspec numpy prometheus_client typer zmq"),

@@ -45,6 +45,7 @@ _READ_BYTES: Final = 1024 * 1024
 _GZIP_WINDOW: Final = 31
 
 Progress = Callable[[int, int], None]
+Listing = list[Any]
 _Answer = TypeVar("_Answer")
 
 
@@ -275,19 +276,17 @@ class BucketSource:
         return True
 
     def list(self, prefix: str = "") -> Iterator[ObjectFacts]:
-        """Objects below a folder of the source, in order of name, listed in pieces; raises as :meth:`stat`."""
+        """Objects below a folder of the source, in order of name; raises as :meth:`stat`."""
         import obstore
 
-        offset: str | None = None
         top = self._key(prefix.strip("/")).strip("/") or None
         cut = len(self._prefix) + 1 if self._prefix else 0
-        while True:
-            pieces = self._tried(prefix, lambda: next(iter(obstore.list(self._store(), top, offset=offset)), None))
-            if not pieces:
-                return
-            for meta in pieces:
-                yield self._facts(str(meta["path"])[cut:], meta)
-            offset = str(pieces[-1]["path"])
+
+        def listing() -> Listing:
+            return [meta for piece in obstore.list(self._store(), top, chunk_size=1_000) for meta in piece]
+
+        found = [self._facts(str(meta["path"])[cut:], meta) for meta in self._tried(prefix, listing)]
+        yield from sorted(found, key=lambda facts: facts.name)
 
     def download(self, name: str, target: Path, *, progress: Progress | None = None) -> ObjectFacts:
         """

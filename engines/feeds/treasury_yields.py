@@ -146,7 +146,9 @@ def _curves(rows: list[msgspec.Raw], where: str) -> Iterator[Curve]:
             percents = [getattr(row, name) for name in _Row.__struct_fields__[1:]]
             yield Curve(row.date, tuple(None if percent is None else _bps(percent) for percent in percents))
         except (msgspec.DecodeError, ValueError) as error:
-            raise ReplyMalformed(where, f"curve {number}: {error}", "fetch it again; one bad curve spoils all") from None
+            raise ReplyMalformed(
+                where, f"curve {number}: {error}", "fetch it again; one bad curve spoils all"
+            ) from None
 
 
 def _bps(percent: float) -> int:
