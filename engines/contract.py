@@ -36,6 +36,8 @@ class Task:
     """A file pass: counts against the places kept for them and may take minutes."""
     priority: int = 0
     """Of the highest region the task serves; 0 is default work."""
+    makes_files: bool = True
+    """False where it only reads: no start number is spent on its name."""
     symbols: tuple[int, ...] | None = None
     """Symbol ids whose cells it may set; None where they are not known before the source is read."""
     cells: int = 0
@@ -85,11 +87,30 @@ class CellBlock:
 
 
 @dataclass(frozen=True, slots=True)
+class CellSpan:
+    """
+    One record over a rectangle of cells: some symbols by the minutes [first_minute, last_minute) of the session.
+
+    ``record`` is an array [1] of the column's record dtype; where the mapping file already has one of that content hash
+    it is named again instead of appended.
+    """
+
+    column: Column
+    symbols: list[str]
+    first_minute: int
+    last_minute: int
+    record: np.ndarray
+    inputs: int = 0
+    source: Source = Source.NONE
+
+
+@dataclass(frozen=True, slots=True)
 class Batch:
     """What a task made. ``report`` is the engine's own, picklable, and comes back to :meth:`Engine.finished`."""
 
     blocks: list[CellBlock] = field(default_factory=list)
     artifacts: list[ArtifactFile] = field(default_factory=list)
+    spans: list[CellSpan] = field(default_factory=list)
     report: Any = None
 
 

@@ -295,7 +295,7 @@ def _batch(task: Task, workplace: Workplace, sink: CellSink, report: PassReport)
         artifacts.append(ArtifactFile(uri, written.checksum, written.bytes, written.rows, sink.column))
     names = sorted(sink.symbols, key=sink.symbols.__getitem__)
     block = CellBlock(sink.column, names, staged, len(cells), Source.FLAT_FILE, fill_no_rows=True)
-    return Batch([block], artifacts, PassResult(report, sink.volume_outside, sink.outside_facts))
+    return Batch([block], artifacts, report=PassResult(report, sink.volume_outside, sink.outside_facts))
 
 
 def _outside_footer(sink: CellSink) -> str:

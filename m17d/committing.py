@@ -14,7 +14,7 @@ from typing import Final
 
 import numpy as np
 
-from engines.contract import Batch, CellBlock, Task
+from engines.contract import Batch, CellBlock, CellSpan, Task
 from ledger.columns import Column, Flag, Source, Status
 from ledger.content import checksum_of, no_rows_hash
 from ledger.maps import Artifact
@@ -106,6 +106,7 @@ def commit(state: State, task: Task, batch: Batch, seen: Seen, counts: Counts) -
         for cells in _prepare(state, task, batch, block, ids, artifact_ids, used, counts):
             waiting.append(cells)
             yield "step"
+    span_ids = [_span_record(state, span, counts) for span in batch.spans]
     assert state.flusher is not None
     generation = state.flusher.wrote(urgent=True)
     while not state.flusher.maps_durable(generation):
@@ -116,6 +117,8 @@ def commit(state: State, task: Task, batch: Batch, seen: Seen, counts: Counts) -
     for block in batch.blocks:
         if block.fill_no_rows:
             yield from _fill(state, task, block, _ids(state, block, counts), seen, counts)
+    for span, payload_id in zip(batch.spans, span_ids, strict=True):
+        yield from _set_span(state, task, span, payload_id, seen, counts)
     state.flusher.wrote()
     _discard(state, batch, used)
 
@@ -265,6 +268,44 @@ def fill_no_rows(
             now_ns=rows.now_ns(),
         )
     )
+
+
+def _span_record(state: State, span: CellSpan, counts: Counts) -> int:
+    """The payload id of a span's record; appended only where the mapping file has none of that content."""
+    payloads = state.maps[span.column.payload_kind]
+    known = payloads.get_many(np.arange(1, payloads.next_id))
+    same = np.flatnonzero((known["content_hash"] == span.record["content_hash"][0]) & (known["schema_version"] > 0))
+    if len(same):
+        return int(same[-1]) + 1
+    counts.records += 1
+    return payloads.append(span.record.copy())
+
+
+def _set_span(
+    state: State, task: Task, span: CellSpan, payload_id: int, seen: Seen, counts: Counts
+) -> Iterator[str]:
+    """Set a rectangle of cells to one payload, a few symbols a step."""
+    rows = state.ledger_of(span.column).session(state.calendar.session_seq(task.session))
+    ids = np.array([state.symbols.resolve(symbol) for symbol in span.symbols], dtype=np.int64)
+    minutes = np.arange(span.first_minute, span.last_minute)
+    checksum = int(checksum_of(span.record["content_hash"])[0])
+    for start in range(0, len(ids), _FILL_SYMBOLS):
+        some = ids[start : start + _FILL_SYMBOLS]
+        symbol_ids, cells = np.repeat(some, len(minutes)), np.tile(minutes, len(some))
+        counts.add(
+            rows.set_many(
+                span.column,
+                symbol_ids,
+                cells,
+                payload_id,
+                checksum,
+                inputs=span.inputs,
+                source=span.source,
+                expected_versions=seen.expected(span.column, symbol_ids, cells),
+                now_ns=rows.now_ns(),
+            )
+        )
+        yield "step"
 
 
 def _discard(state: State, batch: Batch, used: set[int]) -> None:

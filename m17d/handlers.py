@@ -20,10 +20,11 @@ from m17d.envelopes import Answer, Claimed, operation_of
 from m17d.explaining import Explaining
 from m17d.peers import Context, Peer
 from m17d.protocol import PROTOCOL_MAX, PROTOCOL_MIN, Request
-from m17d.reading import Reading, source_reply
+from m17d.reading import Reading
 from m17d.remembering import Remembering
 from m17d.runner import Runner
 from m17d.supervising import Supervising
+from m17d.upkeep import Upkeep
 from m17d.wholeness import Wholeness, facts_of
 
 
@@ -40,6 +41,7 @@ class Handlers:
         self.explaining = Explaining(state, runner, self.reading)
         self.changing = Changing(state, runner, self.reading)
         self.wholeness = Wholeness(state, runner, self.reading)
+        self.upkeep = Upkeep(state, runner, config)
         self.remembering = Remembering(state)
         self.supervising = Supervising(state, runner)
 
@@ -100,6 +102,12 @@ class Handlers:
                 return self.changing.undo(request, context)
             case protocol.EnginesControlRequest():
                 return self._control(request, context)
+            case protocol.BackupRequest():
+                return self.upkeep.backup(request)
+            case protocol.GcRequest():
+                return self.upkeep.collect(request)
+            case protocol.DoctorRequest():
+                return self.upkeep.doctor()
             case protocol.SessionsOpenRequest():
                 return self._open_session(request)
             case _:
@@ -118,7 +126,10 @@ class Handlers:
         """Audit an attempt without the role."""
         context = Context(peer, claimed=claimed)
         self.state.audit.append(
-            operation_of(request), audit_operator(context), claimed=claims(context), result="denied: role operate needed"
+            operation_of(request),
+            audit_operator(context),
+            claimed=claims(context),
+            result="denied: role operate needed",
         )
 
     # ---- small answers
@@ -208,19 +219,11 @@ class Handlers:
         """For the end of a run until idle: the verdict, and what is waiting, damaged, refused, failed or suspect."""
         status = self.reading.status()
         lines = [f"m17: {status.verdict}"]
-        for record in self.state.sources.all():
-            if record.state in (SourceState.WAITING, SourceState.DAMAGED):
-                shown = source_reply(record)
-                lines.append(f"{shown.state}: {shown.dataset} {shown.session}: {shown.detail or shown.uri}")
         lines += [f"suspect: {counts.suspect:,} cells of {column.value}" for column, counts in status.columns.items()
                   if counts.suspect]  # fmt: skip
         lines += [
-            f"waiting: {waiting.column.value} {waiting.session}: {waiting.detail}"
+            f"{waiting.cause}: {waiting.column.value} {waiting.session}: {waiting.detail}"
             for engine in self.runner.engines.values()
             for waiting in engine.waiting()
-            if waiting.cause not in ("waiting", "damaged")
         ]
         return lines + status.warnings
-
-
-

@@ -104,8 +104,10 @@ class Pool:
         worker = next((one for one in self._workers if one.task is None), None)
         if worker is None:
             worker = self._hire()
-        self._sequence += 1
-        name = f"{self._batch_prefix()}-{self._sequence:06d}"
+        name = ""
+        if task.makes_files:
+            self._sequence += 1
+            name = f"{self._batch_prefix()}-{self._sequence:06d}"
         worker.task, worker.done, worker.total = task, 0, 0
         # A dead worker's death is seen, and the task tried again, at the next collect.
         with contextlib.suppress(OSError):

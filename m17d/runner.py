@@ -20,7 +20,7 @@ import numpy as np
 from engines.contract import Batch, Engine, Health, Task
 from ledger.absence import absent_symbols, suspicions
 from ledger.columns import Flag, Source
-from ledger.errors import SpaceError, StateFull
+from ledger.errors import LedgerError, SpaceError, StateFull
 from ledger.state import State
 from m17d.committing import Counts, Seen, commit, fill_no_rows, look
 from m17d.pool import ATTEMPTS_MAX, Died, Done, Failed, Pool
@@ -81,6 +81,8 @@ class Runner:
         """Engine -> why."""
         self.blocked = ""
         """Why nothing is committed now, such as a full disk."""
+        self.trouble: dict[str, str] = {}
+        """Engine -> why it cannot plan, such as a damaged session file."""
         self.refused: dict[str, None] = {}
         """Symbols that the cap refused."""
         self.on_change: Callable[[str, dict[str, Any]], object] = lambda _kind, _facts: None
@@ -130,10 +132,22 @@ class Runner:
         for name, engine in self.engines.items():
             if name in self.paused:
                 continue
-            for task in engine.plan(limit + len(taken) + len(self.failures)):
+            for task in self._plan(name, engine, limit + len(taken) + len(self.failures)):
                 if task.key not in taken and task.key not in self.failures:
                     tasks.append(task)
         return sorted(tasks, key=lambda task: -task.priority)
+
+    def _plan(self, name: str, engine: Engine, limit: int) -> list[Task]:
+        """What an engine would do next; a session it cannot read costs that engine, never the daemon."""
+        try:
+            tasks = engine.plan(limit)
+        except LedgerError as error:
+            if self.trouble.get(name) != str(error):
+                self._log("error", f"{name}: {error}; {error.hint}")
+            self.trouble[name] = str(error)
+            return []
+        self.trouble.pop(name, None)
+        return tasks
 
     def _start_tasks(self) -> None:
         places = self.pool.idle_places()
@@ -310,6 +324,8 @@ class Runner:
         running += [one.task for one in self._commits if one.task.engine == name]
         if any(not failure.input for failure in failures):
             return Health("failed", failures[-1].reason)
+        if name in self.trouble:
+            return Health("degraded", self.trouble[name])
         own = self.engines[name].health()
         if failures or own.state == "degraded":
             return Health("degraded", failures[-1].reason if failures else own.detail)
