@@ -7,6 +7,7 @@ Everything is staged: nothing counts before the daemon commits it. This module m
 
 from __future__ import annotations
 
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -17,7 +18,7 @@ from engines.contract import ArtifactFile, Batch, CellBlock, Task, TaskFailed, W
 from engines.feeds.session_window import SessionWindow
 from ledger.columns import WINDOW_NS, Column, Dataset, Flag, OptionRows, PayloadKind, Source
 from ledger.content import cell_hashes, mix, row_hashes, text_hashes
-from ledger.frames import ArtifactWriter
+from ledger.frames import ArtifactWriter, WrittenArtifact
 from ledger.records import COMPRESSION_ZSTD, RECORD_DTYPE, blank
 from ledger.roots import symbol_of
 
@@ -104,7 +105,11 @@ def _codes(series: polars.Series) -> tuple[np.ndarray, list[str]]:
 
 
 class CellSink:
-    """Takes the chunks of one attempt: writes the artifact, hashes cells, keeps their records."""
+    """
+    Takes the chunks of one attempt: writes the artifact, hashes cells, keeps their records.
+
+    The artifact is written on a thread of its own, one chunk behind, so that reading and writing share the cores.
+    """
 
     def __init__(self, column: Column, dataset: Dataset, window: SessionWindow, path: Path, metadata: dict[str, str]) -> None:
         self.column = column
@@ -118,19 +123,37 @@ class CellSink:
         self._window = window
         self._kind = column.payload_kind
         self.writer = ArtifactWriter(path, metadata=metadata)
+        self._rows = 0
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="artifact")
+        self._writing: Future[None] | None = None
 
     def write(self, chunk: Chunk) -> None:
         """Take one chunk."""
-        base = self.writer.rows
+        base = self._rows
+        self._rows += chunk.frame.height
         hashes = hash_rows(chunk.frame, self.column, self._dataset)
         if chunk.outside:
             self._take_outside(chunk, base, hashes)
         else:
             self.parts.append(self._cells(chunk, base, hashes))
-        self.writer.write(chunk.frame)
+        self._wait()
+        self._writing = self._thread.submit(self.writer.write, chunk.frame)
+
+    def _wait(self) -> None:
+        """At most one chunk is being written; raises what its writing raised."""
+        if self._writing is not None:
+            writing, self._writing = self._writing, None
+            writing.result()
+
+    def finish(self, **footer: str) -> WrittenArtifact | None:
+        """Wait for the last chunk and close the artifact; see :meth:`ledger.frames.ArtifactWriter.finish`."""
+        self._wait()
+        self._thread.shutdown()
+        return self.writer.finish(**footer)
 
     def abort(self) -> None:
         """Throw the attempt away."""
+        self._thread.shutdown()
         self.writer.abort()
 
     def _code(self, symbol: str) -> int:
@@ -285,7 +308,7 @@ def _wanted(arguments: PassArguments) -> Any:
 
 
 def _batch(task: Task, workplace: Workplace, sink: CellSink, report: PassReport) -> Batch:
-    written = sink.writer.finish(**{"m17.outside": _outside_footer(sink)})
+    written = sink.finish(**{"m17.outside": _outside_footer(sink)})
     cells = sink.cells()
     staged = workplace.temporary / f"{workplace.batch_name}-cells.npy"
     np.save(staged, cells)

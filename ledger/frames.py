@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from ledger.columns import Column, Flag, Source, Status
-from ledger.errors import UnknownPayload, from_os_error
+from ledger.errors import ChecksumMismatch, UnknownPayload, from_os_error
+from ledger.maps import Artifact
 from ledger.rows import SessionRows
 
 if TYPE_CHECKING:
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
 
 ROW_GROUP_ROWS: Final = 65_536
 COMPRESSION_LEVEL: Final = 1
-_RANGES_MAX: Final = 64
+_UNIQUE_TEXTS: Final = frozenset({"id"})
+"""Text columns whose values hardly ever repeat."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +109,12 @@ class ArtifactWriter:
             if self._writer is None:
                 schema = self._schema(table.schema)
                 self._writer = pyarrow.parquet.ParquetWriter(
-                    self._file, schema, compression="zstd", compression_level=COMPRESSION_LEVEL
+                    self._file,
+                    schema,
+                    compression="zstd",
+                    compression_level=COMPRESSION_LEVEL,
+                    use_dictionary=[name for name in schema.names if not _is_long(schema, name)],
+                    column_encoding=_encodings(schema),
                 )
             self._writer.write_table(table.cast(self._writer.schema), row_group_size=ROW_GROUP_ROWS)
         except OSError as error:
@@ -147,9 +154,12 @@ class ArtifactWriter:
             self._file.close()
             os.rename(self._temporary, self.path)
             folder = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY)
-            os.fsync(folder)
-            os.close(folder)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
         except OSError as error:
+            self.abort()
             raise from_os_error(error, "rename", self.path) from error
         return WrittenArtifact(self.path, self._file.checksum, self._file.size, self.rows)
 
@@ -159,6 +169,16 @@ class ArtifactWriter:
         self._temporary.unlink(missing_ok=True)
 
 
+def _is_long(schema: pyarrow.Schema, name: str) -> bool:
+    """True for columns of mostly different values, which a dictionary would only make slower and larger."""
+    return str(schema.field(name).type) in ("int64", "uint64") or name in _UNIQUE_TEXTS
+
+
+def _encodings(schema: pyarrow.Schema) -> dict[str, str]:
+    """Times and counters as differences: half the bytes, and written twice as fast as through a dictionary."""
+    return {name: "DELTA_BINARY_PACKED" for name in schema.names if str(schema.field(name).type) in ("int64", "uint64")}
+
+
 def file_checksum(path: Path) -> int:
     """CRC-32 of a whole file's bytes."""
     checksum = 0
@@ -166,6 +186,28 @@ def file_checksum(path: Path) -> int:
         while piece := file.read(1 << 20):
             checksum = zlib.crc32(piece, checksum)
     return checksum
+
+
+def sound_artifact(state: State, artifact: Artifact) -> Path:
+    """
+    The path of an artifact whose bytes are those that were written; each file is summed once while it does not change.
+
+    Raises:
+        UnknownPayload: the file is missing.
+        ChecksumMismatch: its bytes are others.
+    """
+    path = state.artifact_root / artifact.uri
+    try:
+        status = path.stat()
+    except FileNotFoundError as error:
+        hint = "clear the range and let the engines fill it again"
+        raise UnknownPayload(f"{path} is missing", hint=hint, path=str(path)) from error
+    seen = (status.st_ino, status.st_size, status.st_mtime_ns)
+    if state.sound_artifacts.get(artifact.uri) != seen:
+        if status.st_size != artifact.bytes or file_checksum(path) != artifact.checksum:
+            raise ChecksumMismatch(f"{path}: its bytes are not those that were written", path=str(path))
+        state.sound_artifacts[artifact.uri] = seen
+    return path
 
 
 def read_ranges(
@@ -247,6 +289,17 @@ def named_rows(state: State, rows: SessionRows, column: Column, symbol_ids: np.n
         symbols = symbol_ids[at]
         chosen = rows.slots(column, symbols, minutes)
     records = state.maps[column.payload_kind].get_many(chosen["payload_id"])
+    wrong = (records["content_hash"] >> np.uint64(32)).astype(np.uint32) != chosen["checksum"]
+    wrong |= records["schema_version"] == 0
+    if wrong.any():
+        first = int(np.flatnonzero(wrong)[0])
+        raise ChecksumMismatch(
+            f"{column} of symbol_id {int(symbols[first])}, minute {int(minutes[first])} of {rows.place.date} names "
+            f"record {int(chosen['payload_id'][first])}, which is damaged ({int(wrong.sum())} such cells)",
+            column=column.value,
+            symbol_id=int(symbols[first]),
+            minute=int(minutes[first]),
+        )
     found: list[NamedRows] = []
     for artifact_id in np.unique(records["artifact_id"]):
         mine = np.flatnonzero((records["artifact_id"] == artifact_id) & (records["row_count"] > 0))
@@ -299,7 +352,7 @@ def scan(state: State, column: Column, *, symbols: Any = None, sessions: Any = N
 def _lazy(state: State, rows: SessionRows, named: NamedRows) -> polars.LazyFrame:
     import polars as pl
 
-    path = state.artifact_root / state.artifacts.get(named.artifact_id).uri
+    path = sound_artifact(state, state.artifacts.get(named.artifact_id))
     first, last = int(named.row_start[0]), int(named.row_start[-1] + named.row_count[-1])
     counts = named.row_count
     words = np.array([source.word for source in Source])
