@@ -7,6 +7,7 @@ suspect and stale are parts of filled. Counted from planes, never from events. T
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +21,10 @@ from ledger.columns import (
     Status,
     SymbolClass,
 )
+from ledger.layout import COLUMNS_OF, COUNTS_OFFSET, FLAG_COUNT, ROWS_COUNTS
 
 if TYPE_CHECKING:
+    from ledger.ledgers import Ledger
     from ledger.rows import SessionRows
     from ledger.state import State
 
@@ -171,5 +174,80 @@ def sessions_in_use(state: State) -> list[str]:
     return sorted(names)
 
 
-
 SOURCE_WORDS = {int(source): source.word for source in Source}
+
+
+def mark(ledger: Ledger, session_seq: int) -> tuple[int, ...]:
+    """What changes whenever the session's cells do: a count for a mapped session, the file's time for one that is not."""
+    rows = ledger.mapped().get(session_seq)
+    if rows is not None:
+        return (1, id(rows), rows.change_count)
+    try:
+        status = ledger.path(session_seq).stat()
+    except FileNotFoundError:
+        return (0,)
+    return (2, status.st_ino, status.st_mtime_ns)
+
+
+def stored_counts(ledger: Ledger, session_seq: int) -> tuple[np.ndarray, np.ndarray] | None:
+    """
+    Counts of a session that is not mapped, from its header page.
+
+    Returns:
+        i64[columns, 4] statuses and i64[columns, 5] flags over reserved blocks; zeros where there is no file; None where
+        the session is mapped or its counts are not clean.
+    """
+    columns = len(COLUMNS_OF[ledger.kind])
+    if session_seq in ledger.mapped():
+        return None
+    try:
+        with ledger.path(session_seq).open("rb") as file:
+            file.seek(COUNTS_OFFSET)
+            data = file.read(ROWS_COUNTS.itemsize)
+    except FileNotFoundError:
+        return np.zeros((columns, 4), dtype=np.int64), np.zeros((columns, FLAG_COUNT), dtype=np.int64)
+    stored = np.frombuffer(data, dtype=ROWS_COUNTS)[0] if len(data) == ROWS_COUNTS.itemsize else None
+    if stored is None or not stored["clean"] or stored["crc"] != zlib.crc32(data[4:]):
+        return None
+    return stored["status"][:columns].astype(np.int64), stored["flags"][:columns].astype(np.int64)
+
+
+def counts_unmapped(
+    state: State, session: str, covers: dict[Column, np.ndarray | None], *, now_ns: int
+) -> dict[Column, Counted] | None:
+    """
+    COUNTS of a session from its header pages alone, so that a year is counted without mapping it.
+
+    Exact while cells that are not applicable or not covered are unset, which no engine ever changes. Stale cells are not
+    known without the planes and count 0.
+
+    Args:
+        covers: by column, bool[symbols of the year] that a configured engine should fill; None for none.
+        now_ns: windows that end after it are not due.
+
+    Returns:
+        None where a session is mapped, or its counts are not clean.
+    """
+    seq = state.calendar.session_seq(session)
+    universe = state.universe(session)
+    minutes = int(state.calendar.minutes[seq])
+    due = int(np.clip((now_ns - int(state.calendar.open_ns[seq])) // 60_000_000_000, 0, minutes))
+    words, options = class_words(state, universe), with_options(state, universe)
+    result: dict[Column, Counted] = {}
+    for ledger in (state.trade, state.enrichment):
+        stored = stored_counts(ledger, seq)
+        if stored is None:
+            return None
+        for index, column in enumerate(COLUMNS_OF[ledger.kind]):
+            _, pending, filled, cleared = (int(one) for one in stored[0][index])
+            applies = applicable(column, words, options)
+            cover = covers.get(column)
+            served = np.zeros(len(universe), dtype=bool) if cover is None else cover[universe]
+            left = len(universe) * minutes - pending - filled - cleared
+            not_applicable = min(left, int((~applies).sum()) * minutes)
+            late = int((applies & ~served).sum()) * minutes + int((applies & served).sum()) * (minutes - due)
+            not_due = min(left - not_applicable, late)
+            numbers = (left - not_applicable - not_due, pending, filled, cleared, not_applicable, not_due)
+            parts = (int(stored[1][index, 0]), int(stored[1][index, 4]), 0)
+            result[column] = dict(zip(COUNT_NAMES, (*numbers, *parts), strict=True))
+    return result

@@ -152,13 +152,17 @@ class SourceStore:
         path = Path(directory) / FILE_NAME
         self._file, payloads = FramedFile.open(system, path, FILE_NAME, FILE_VERSION, {"year": year}, readonly=readonly)
         self.torn_bytes = self._file.torn_bytes
+        self.generation = 0
+        """Counted up at every change; what was derived from the records holds while it stays."""
         self._records: dict[tuple[str, str], SourceRecord] = {}
+        self._sessions: dict[str, dict[str, SourceRecord]] = {}
         live: dict[tuple[str, str], int] = {}
         try:
             for payload in payloads:
                 record = _DECODER.decode(payload)
                 key = (record.session, record.dataset)
                 self._records[key] = record
+                self._sessions.setdefault(record.session, {})[record.dataset] = record
                 live[key] = len(payload)
             if not readonly and 2 * sum(live.values()) < sum(map(len, payloads)):
                 self._file.rewrite([_ENCODER.encode(record) for record in self.all()])
@@ -184,6 +188,8 @@ class SourceStore:
         self._file.append([payload])
         # What is kept is what a restart would read: plain types, and no list the caller may still change.
         self._records[key] = _DECODER.decode(payload)
+        self._sessions.setdefault(record.session, {})[record.dataset] = self._records[key]
+        self.generation += 1
         return True
 
     def all(self) -> list[SourceRecord]:
@@ -192,11 +198,12 @@ class SourceStore:
 
     def for_session(self, session: str) -> list[SourceRecord]:
         """Records of one session, by dataset."""
-        return [record for record in self.all() if record.session == session]
+        held = self._sessions.get(session, {})
+        return [held[dataset] for dataset in sorted(held)]
 
     def sessions(self) -> Sequence[str]:
         """Sessions that have a record, ascending."""
-        return sorted({session for session, _ in self._records})
+        return sorted(self._sessions)
 
     def close(self) -> None:
         """Close the file; closing twice is fine."""

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 EXIT_INTERRUPTED: Final = 130
 EXIT_PERMISSION: Final = 4
+EXIT_NOT_FOUND: Final = 6
 
 PANELS: Final[dict[str, dict[str, str]]] = {
     "See what is": {
@@ -249,12 +250,22 @@ def run(
     except OSError as error:
         place = f": {error.filename}" if error.filename else ""
         invocation.fail("file", f"{error.strerror or error}{place}", "check the path and its permissions")
-        return EXIT_PERMISSION if isinstance(error, PermissionError) else EXIT_FAILED
+        return _exit_code_of_os_error(error)
     except (KeyboardInterrupt, typer.Abort):
         return EXIT_INTERRUPTED
     finally:
         invocation.terminal.end_progress()
         invocation.close()
+
+
+def _exit_code_of_os_error(error: OSError) -> int:
+    match error:
+        case PermissionError():
+            return EXIT_PERMISSION
+        case FileNotFoundError():
+            return EXIT_NOT_FOUND
+        case _:
+            return EXIT_FAILED
 
 
 def _complain_of_usage(invocation: Invocation, error: typer.TyperException) -> None:

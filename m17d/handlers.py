@@ -18,12 +18,14 @@ from m17d.changing import claimed as claims
 from m17d.config import Config
 from m17d.envelopes import Answer, Claimed, operation_of
 from m17d.explaining import Explaining
+from m17d.exposition import Exposition
 from m17d.peers import Context, Peer
 from m17d.protocol import PROTOCOL_MAX, PROTOCOL_MIN, Request
 from m17d.reading import Reading
 from m17d.remembering import Remembering
 from m17d.runner import Runner
 from m17d.supervising import Supervising
+from m17d.tracing import Tracing
 from m17d.upkeep import Upkeep
 from m17d.wholeness import Wholeness, facts_of
 
@@ -41,6 +43,8 @@ class Handlers:
         self.explaining = Explaining(state, runner, self.reading)
         self.changing = Changing(state, runner, self.reading)
         self.wholeness = Wholeness(state, runner, self.reading)
+        self.exposition = Exposition(state, runner, self.reading)
+        self.tracing = Tracing(state, self.reading)
         self.upkeep = Upkeep(state, runner, config)
         self.remembering = Remembering(state)
         self.supervising = Supervising(state, runner)
@@ -70,6 +74,10 @@ class Handlers:
                 return self.explaining.why(request)
             case protocol.ExportRequest():
                 return self.reading.export(request)
+            case protocol.MetricsRequest():
+                return outcomes.MetricsReply(text=self.exposition.text())
+            case protocol.LineageRequest():
+                return self.tracing.lineage(request)
             case protocol.WaitRequest():
                 return self.wholeness.wait(request)
             case protocol.PriorityListRequest():

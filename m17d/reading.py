@@ -19,7 +19,16 @@ import msgspec
 import numpy as np
 
 from ledger.columns import Column, LedgerKind, PayloadKind, Source, Status
-from ledger.coverage import COUNT_NAMES, Planes, planes, sessions_in_use, sources_of, with_options
+from ledger.coverage import (
+    COUNT_NAMES,
+    Planes,
+    counts_unmapped,
+    mark,
+    planes,
+    sessions_in_use,
+    sources_of,
+    with_options,
+)
 from ledger.digests import session_digest
 from ledger.errors import AddressError
 from ledger.frames import named_rows
@@ -60,6 +69,7 @@ class Reading:
         self.runner = runner
         self.version = version
         self._started_s = time.monotonic()
+        self._counts: dict[str, tuple[tuple[Any, ...], dict[Column, dict[str, int]]]] = {}
 
     # ---- resolving
 
@@ -70,7 +80,9 @@ class Reading:
         try:
             return self.state.calendar.parse_time(when, session)
         except (ValueError, AddressError) as error:
-            raise Refused("bad_request", str(error), "write 2013-10-07T09:31, 2013-10-07, or 09:31 with --session") from error
+            raise Refused(
+                "bad_request", str(error), "write 2013-10-07T09:31, 2013-10-07, or 09:31 with --session"
+            ) from error
 
     def select(self, wanted: protocol.Range) -> Selection:
         """A range as symbols and minutes; raises UnknownSession, Refused nothing_selected."""
@@ -95,21 +107,25 @@ class Reading:
         names = self.state.symbols
         return np.array([one for one in universe if fnmatchcase(names.name(int(one)), pattern)], dtype=np.int64)
 
-    def planes(self, session: str, column: Column, symbol_ids: np.ndarray, options: np.ndarray) -> Planes:
-        """Cells of a column, with what the configured engines cover."""
+    def covers(self, session: str, column: Column) -> np.ndarray | None:
+        """bool[symbols], for which symbols of a session a configured engine should fill a column; None for none."""
         covered: np.ndarray | None = None
-        stale: np.ndarray | None = None
         for engine in self.runner.engines.values():
             if column in engine.writes:
                 one = engine.covers(session, column)
                 if one is not None:
                     covered = one if covered is None else covered | one
+        return covered
+
+    def planes(self, session: str, column: Column, symbol_ids: np.ndarray, options: np.ndarray) -> Planes:
+        """Cells of a column, with what the configured engines cover."""
+        stale: np.ndarray | None = None
         return planes(
             self.state,
             session,
             column,
             symbol_ids,
-            covered=covered,
+            covered=self.covers(session, column),
             has_options=options,
             now_ns=self.state.system.now_ns(),
             stale=stale,
@@ -147,10 +163,33 @@ class Reading:
         )
 
     def session_counts(self, session: str) -> dict[Column, dict[str, int]]:
-        """COUNTS of every column of a session."""
-        universe = self.state.universe(session)
-        options = with_options(self.state, universe)
-        return {column: self.planes(session, column, universe, options).count() for column in Column}
+        """COUNTS of every column of a session; counted again only where something moved."""
+        state = self.state
+        seq = state.calendar.session_seq(session)
+        over = state.system.now_ns() >= state.calendar.close_ns(seq)
+        signature = (
+            mark(state.trade, seq),
+            mark(state.enrichment, seq),
+            state.sources.generation,
+            len(state.symbols),
+            over or state.system.now_ns() // 60_000_000_000,
+            self.stale_mark(session),
+        )
+        held = self._counts.get(session)
+        if held is None or held[0] != signature:
+            covers = {column: self.covers(session, column) for column in Column}
+            counts = counts_unmapped(state, session, covers, now_ns=state.system.now_ns())
+            if counts is None:
+                universe = state.universe(session)
+                options = with_options(state, universe)
+                counts = {column: self.planes(session, column, universe, options).count() for column in Column}
+            held = self._counts[session] = (signature, counts)
+        return held[1]
+
+    def stale_mark(self, session: str) -> int:
+        """Something that changes when cells may have become stale or fresh without being written."""
+        del session
+        return 0
 
     def warnings(self) -> list[str]:
         """What an operator should know beside the counts, a sentence each."""
@@ -375,7 +414,11 @@ class Reading:
         state, selection = self.state, self.select(request.range)
         ledger = state.ledger_of(request.column)
         empty = replies.ExportReply(
-            column=request.column, artifact_root=str(state.artifact_root), uris=[], cells=[], contract=selection.contract
+            column=request.column,
+            artifact_root=str(state.artifact_root),
+            uris=[],
+            cells=[],
+            contract=selection.contract,
         )
         yield empty
         if not ledger.exists(selection.seq):
@@ -509,7 +552,8 @@ def source_reply(record: SourceRecord) -> replies.SourceReply:
         rows=record.rows,
         rejected=dict(record.rejected),
         out_of_session={name: int(number) for name, number in record.out_of_session.items()},
-        detail=record.reason or (f"line {record.first_bad.line}: {record.first_bad.reason}" if record.first_bad else ""),
+        detail=record.reason
+        or (f"line {record.first_bad.line}: {record.first_bad.reason}" if record.first_bad else ""),
     )
 
 
@@ -520,5 +564,3 @@ def out_of_session(state: State, session: str) -> dict[str, dict[str, int]]:
         for record in state.sources.for_session(session)
         if record.out_of_session
     }
-
-

@@ -55,7 +55,7 @@ def export(
     selection = Selection()
     for piece in invocation.stream(request, ExportReply):
         selection.add(piece)
-    if not selection.runs:
+    if not selection.ordered():
         hint = (
             f"see what is there with: m17ctl coverage {session}, and why with: m17ctl why {column} --session {session}"
         )

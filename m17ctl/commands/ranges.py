@@ -1,14 +1,14 @@
 """
 `m17ctl clear`, `refresh`, `undo` and `accept`: what an operator does to a range of cells.
 
-Much is never taken without a yes: above a threshold the dry run's counts are shown and a question is asked on a terminal;
+Much is never taken without a yes: above the daemon's threshold the dry run's counts are shown and a question is asked on a terminal;
 elsewhere ``--yes`` or ``--expect N`` must be given. This module must never decide what could be refilled: the daemon does.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Final, Literal
+from typing import Annotated, Literal
 
 import msgspec
 import typer
@@ -36,9 +36,6 @@ from m17d.outcomes import AcceptReply, OperationReply, UndoReply
 from m17d.protocol import AcceptRequest, ClearRequest, RefreshRequest, UndoRequest
 
 app = typer.Typer()
-
-CONFIRM_ABOVE_CELLS: Final = 1_000
-"""More cells than this are not taken without a yes."""
 
 CascadeOption = Annotated[bool, typer.Option("--cascade", help="Take what was made from them too.")]
 LossOption = Annotated[bool, typer.Option("--accept-loss", help="Take cells that nothing could refill, too.")]
@@ -126,14 +123,13 @@ def perform(
         return invocation.call(msgspec.structs.replace(request, expect=expect), OperationReply)
     if yes or expect is not None:
         return invocation.call(msgspec.structs.replace(request, confirmed=True, expect=expect), OperationReply)
-    preview = invocation.call(msgspec.structs.replace(request, dry_run=True), OperationReply)
-    if sum(preview.cleared.values()) > CONFIRM_ABOVE_CELLS:
-        return _ask_and_send(invocation, request, preview)
     try:
         return invocation.call(request, OperationReply)
     except RemoteFailure as error:
+        # How many are too many to go unasked is the daemon's to say, in one place.
         if error.code != "confirm_required":
             raise
+    preview = invocation.call(msgspec.structs.replace(request, dry_run=True), OperationReply)
     return _ask_and_send(invocation, request, preview)
 
 
@@ -144,9 +140,8 @@ def _ask_and_send(
     cells = sum(preview.cleared.values())
     if not invocation.terminal.interactive:
         hint = f"look with --dry-run, then pass --yes, or --expect {cells} to be sure that nothing else goes"
-        raise CommandFailed(
-            "confirm_required", f"{verb} would take {format_count(cells)} cells, and nobody can say yes", hint
-        )
+        text = f"{verb} would take {format_count(cells)} cells, and nobody is here to say yes"
+        raise CommandFailed("confirm_required", text, hint)
     for line in operation_lines(preview, verb):
         invocation.terminal.complain(line)
     if not invocation.terminal.confirm(f"{verb} {format_count(cells)} cells?"):
