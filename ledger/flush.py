@@ -41,6 +41,8 @@ class Flusher:
         self._stopping = False
         self.groups = 0
         self.failure: SpaceError | None = None
+        self.full: StateFull | None = None
+        """Why the last group is not durable yet; None when it is. It is tried again after each interval."""
         self._thread = threading.Thread(target=self._run, name="m17 flusher", daemon=True)
         self._thread.start()
 
@@ -81,14 +83,19 @@ class Flusher:
                 self._maps_durable = generation
                 self._on_group()
                 self._sync_rows()
-            except StateFull:
+            except StateFull as error:
                 # The pages stay dirty and the next group tries again, when there may be room.
+                self.full = error
+                self._on_group()
+                if self._stopping:
+                    return
                 continue
             except SpaceError as error:
                 self.failure = error
                 self._on_group()
                 return
             self._durable = generation
+            self.full = None
             self.groups += 1
             self._on_group()
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -18,7 +19,7 @@ import numpy as np
 
 from ledger.calendar import Calendar
 from ledger.columns import MINUTES_PER_SESSION, Column, Flag, LedgerKind, PayloadKind, Source, Status
-from ledger.errors import AddressError, PayloadKindNotAllowed
+from ledger.errors import AddressError, MinuteOutOfSession, PayloadKindNotAllowed
 from ledger.files import System
 from ledger.layout import COLUMNS_OF, COUNTS_OFFSET, ROWS_COUNTS
 from ledger.maps import PayloadMap
@@ -37,6 +38,8 @@ class Repaired:
     dangling: int
     pending: int
     cells: list[BrokenSlot]
+    headers: int = 0
+    """Blocks whose row headers were written again."""
 
 
 class Ledger:
@@ -66,6 +69,8 @@ class Ledger:
         self._sessions: dict[int, SessionRows] = {}
         self._used_ns: dict[int, int] = {}
         self._on_repair = on_repair
+        self._columns = frozenset(COLUMNS_OF[self.kind])
+        self._clock = system.now_ns
 
     # ---- sessions
 
@@ -106,8 +111,12 @@ class Ledger:
                 int(self.calendar.minutes[session_seq]),
             )
             rows = SessionRows(self._system, self.path(session_seq), self.kind, place, readonly=self.readonly)
-            if not self.readonly:
-                self._recover(rows, now_ns)
+            try:
+                if not self.readonly:
+                    self._recover(rows, now_ns)
+            except BaseException:
+                rows.close()
+                raise
             self._sessions[session_seq] = rows
         self._used_ns[session_seq] = now_ns
         return rows
@@ -116,16 +125,21 @@ class Ledger:
         """Set right what a crash or a flipped bit left wrong: broken seals, dangling ids, pending cells."""
         broken = list(rows.broken)
         dangling = [] if rows.clean else self._dangling(rows)
+        pending = [
+            (column, *np.nonzero(rows.status[rows.column_index(column)] == Status.PENDING)) for column in rows.columns
+        ]
+        claimed = sum(len(symbols) for _, symbols, _ in pending)
+        if (broken or dangling or claimed or rows.restamped) and self._on_repair:
+            # Audited before it is done: a crash in between audits twice, and never repairs unseen.
+            cells = broken + dangling
+            self._on_repair(
+                Repaired(self.kind, rows.place.date, len(broken), len(dangling), claimed, cells, rows.restamped)
+            )
         for cell in broken + dangling:
             rows.repair(cell, now_ns=now_ns)
-        released = 0
-        for column in rows.columns:
-            symbols, minutes = np.nonzero(rows.status[rows.column_index(column)] == Status.PENDING)
+        for column, symbols, minutes in pending:
             if len(symbols):
-                released += int(rows.release_pending(column, symbols, minutes, now_ns=now_ns).sum())
-        if (broken or dangling or released) and self._on_repair:
-            report = Repaired(self.kind, rows.place.date, len(broken), len(dangling), released, broken + dangling)
-            self._on_repair(report)
+                rows.release_pending(column, symbols, minutes, now_ns=now_ns)
 
     def _dangling(self, rows: SessionRows) -> list[BrokenSlot]:
         """Filled cells whose payload_id names no good record of the kind, or one with another checksum."""
@@ -136,7 +150,7 @@ class Ledger:
             for start in range(0, len(symbols), 1 << 18):
                 some, when = symbols[start : start + (1 << 18)], minutes[start : start + (1 << 18)]
                 slots = rows.slots(column, some, when)
-                records = payloads.get_many(slots["payload_id"])
+                records = payloads.get_many(slots["payload_id"], check=False)
                 wrong = (records["content_hash"] >> np.uint64(32)).astype(np.uint32) != slots["checksum"]
                 wrong |= records["schema_version"] == 0
                 recent = slots["payload_id"] >= payloads.clean_next_id
@@ -179,9 +193,11 @@ class Ledger:
 
     def close(self) -> None:
         """Flush and close every session."""
-        for seq in sorted(self._sessions):
-            self._sessions[seq].close()
-        self._sessions.clear()
+        with ExitStack() as closing:
+            for seq in sorted(self._sessions, reverse=True):
+                closing.callback(self._sessions[seq].close)
+            self._sessions.clear()
+            self._used_ns.clear()
 
     # ---- addresses
 
@@ -242,14 +258,16 @@ class Ledger:
 
         Args:
             column: a column of this ledger.
-            symbol_id, minute_idx: ints for one cell, integer arrays [n] for many; each cell at most once.
+            symbol_id, minute_idx: ints for one cell, integer arrays [n] for many (each cell at most once), or two
+                ranges with step 1 for all cells of a rectangle, inside one session.
             payload_type: must be the column's kind.
-            payload_id, checksum, inputs, flags: ints, or arrays [n] with arrays of cells.
+            payload_id, checksum, inputs, flags: ints, or arrays [n] with arrays of cells, [symbols, minutes] with ranges.
             source: where raw data came from.
             expected_version: the compare-and-swap token(s), None for any.
 
         Returns:
-            for one cell its version afterwards (int); for many u8[n] of :class:`ledger.rows.Outcome`.
+            for one cell its version afterwards (int); for many u8[n] (or u8[symbols, minutes]) of
+            :class:`ledger.rows.Outcome`.
 
         Raises:
             AddressError: no such cell.
@@ -257,14 +275,38 @@ class Ledger:
             VersionConflict, RankConflict: for one cell; with arrays they are outcomes instead.
             SpaceError: a block could not be reserved.
         """
-        if column.ledger is not self.kind:
+        if column not in self._columns:
             raise AddressError(f"{column} is not a column of the {self.kind} ledger")
-        if isinstance(symbol_id, int) and isinstance(minute_idx, int):
-            rows, minute = self._place(minute_idx)
+        if type(symbol_id) is int and type(minute_idx) is int:
+            seq = minute_idx // MINUTES_PER_SESSION
+            rows = self._sessions.get(seq)
+            if rows is None:
+                rows, _ = self._place(minute_idx)
+            now_ns = self._used_ns[seq] = self._clock()
             return rows.set_one(
                 column,
                 symbol_id,
-                minute,
+                minute_idx - seq * MINUTES_PER_SESSION,
+                payload_type,
+                payload_id,
+                checksum,
+                inputs=inputs,
+                source=source,
+                flags=flags,
+                expected_version=expected_version,
+                now_ns=now_ns,
+            )
+        if payload_type is not column.payload_kind:
+            raise PayloadKindNotAllowed(f"{column} takes {column.payload_kind.word}, not {payload_type.word}")
+        if isinstance(symbol_id, range) and isinstance(minute_idx, range):
+            return self._set_rectangle(
+                column, symbol_id, minute_idx, payload_id, checksum, inputs, source, flags, expected_version
+            )
+        if np.ndim(symbol_id) == 0 and np.ndim(minute_idx) == 0:
+            return self.set(
+                column,
+                int(symbol_id),
+                int(minute_idx),
                 payload_type,
                 int(payload_id),
                 int(checksum),
@@ -272,10 +314,7 @@ class Ledger:
                 source=source,
                 flags=Flag(int(flags)),
                 expected_version=None if expected_version is None else int(expected_version),
-                now_ns=self._system.now_ns(),
             )
-        if payload_type is not column.payload_kind:
-            raise PayloadKindNotAllowed(f"{column} takes {column.payload_kind.word}, not {payload_type.word}")
         cells = np.asarray(symbol_id)
         outcome = np.zeros(len(cells), dtype=np.uint8)
 
@@ -296,6 +335,36 @@ class Ledger:
                 now_ns=self._system.now_ns(),
             )
         return outcome
+
+    def _set_rectangle(
+        self,
+        column: Column,
+        symbol_ids: range,
+        minute_idx: range,
+        payload_id: Any,
+        checksum: Any,
+        inputs: Any,
+        source: Source,
+        flags: Any,
+        expected_version: Any,
+    ) -> np.ndarray:
+        if not minute_idx:
+            return np.zeros((len(symbol_ids), 0), dtype=np.uint8)
+        rows, first = self._place(minute_idx[0])
+        if self._place(minute_idx[-1])[0] is not rows:
+            raise MinuteOutOfSession("a rectangle lies inside one session; set one for each session")
+        return rows.set_block(
+            column,
+            symbol_ids,
+            range(first, first + len(minute_idx)) if minute_idx.step == 1 else minute_idx,
+            payload_id,
+            checksum,
+            inputs=inputs,
+            source=source,
+            flags=flags,
+            expected_versions=expected_version,
+            now_ns=self._clock(),
+        )
 
     def clear_slot(self, column: Column, symbol_id: int, minute_idx: int) -> bool:
         """Clear one cell (the audit is the caller's); True where something was cleared."""

@@ -19,11 +19,12 @@ import msgspec
 import numpy as np
 
 from ledger.columns import PayloadKind
-from ledger.errors import DamagedFile, PayloadIdsExhausted, StateReadOnly, UnknownPayload
+from ledger.errors import DamagedFile, PayloadIdsExhausted, SpaceError, StateReadOnly, UnknownPayload, from_os_error
 from ledger.files import System, decode_header, encode_header, write_atomically
 from ledger.framed import FramedFile
+from ledger.gate import gated
 from ledger.layout import FORMAT_VERSION, PAGE
-from ledger.records import NO_ROWS_ID, RECORD_DTYPE, good_mask, is_good, no_rows_record, stamp
+from ledger.records import NO_ROWS_ID, RECORD_DTYPE, good_at, good_mask, is_good, no_rows_record, stamp
 
 RECORDS_OFFSET: Final = 2 * PAGE
 """Records begin behind the header page and the mark page."""
@@ -35,33 +36,52 @@ _MARK: Final = struct.Struct("<IIQQQ")
 
 
 class PayloadMap:
-    """The records of one kind. Written by one thread; reads check every record's CRC."""
+    """
+    The records of one kind. Written by one thread; reads check every record's CRC.
 
-    def __init__(self, system: System, path: Path, kind: PayloadKind, *, readonly: bool) -> None:
+    Args:
+        create: make the file when it is missing; False refuses, because ids would begin anew.
+
+    Raises:
+        NotALedgerFile, FileVersionMismatch, ChecksumMismatch, DamagedFile: the file cannot be trusted.
+    """
+
+    def __init__(self, system: System, path: Path, kind: PayloadKind, *, readonly: bool, create: bool = True) -> None:
         self.kind = kind
         self.path = path
         self.readonly = readonly
         self.record_bytes = RECORD_DTYPE[kind].itemsize
         self.torn_records = 0
         """Half-written records that were found, and voided, at open."""
-        self._system = system
-        if not readonly and not path.exists():
+        self.unsynced = False
+        """Appended to since the last sync began."""
+        self._system = gated(system)
+        self._map: mmap.mmap | None = None
+        if not path.exists():
+            if readonly or not create:
+                raise DamagedFile(f"{path} is missing", path=str(path))
             self._create()
-        self._fd = system.open(path, os.O_RDONLY if readonly else os.O_RDWR)
+        self._fd = self._system.open(path, os.O_RDONLY if readonly else os.O_RDWR)
         try:
-            decode_header(system.pread(self._fd, PAGE, 0), "MAP", FORMAT_VERSION, path)
+            found = decode_header(self._system.pread(self._fd, PAGE, 0), "MAP", FORMAT_VERSION, path)
+            if found != self._facts:
+                raise DamagedFile(f"{path} is the map of {found.get('payload')}, not of {kind.word}", path=str(path))
             self._read_mark()
         except BaseException:
-            system.close(self._fd)
+            self._system.close(self._fd)
             raise
-        self._map: mmap.mmap | None = None
+
+    @property
+    def _facts(self) -> dict[str, str | int]:
+        return {"payload": self.kind.word, "record_bytes": self.record_bytes}
 
     def _create(self) -> None:
         record = no_rows_record(self.kind)
         stamp(record, NO_ROWS_ID)
-        facts = {"payload": self.kind.word, "record_bytes": self.record_bytes}
         mark = self._mark(clean=True, reserved=NO_ROWS_ID, next_id=NO_ROWS_ID + 1).ljust(PAGE, b"\0")
-        write_atomically(self._system, self.path, encode_header("MAP", FORMAT_VERSION, facts) + mark + record.tobytes())
+        write_atomically(
+            self._system, self.path, encode_header("MAP", FORMAT_VERSION, self._facts) + mark + record.tobytes()
+        )
 
     @staticmethod
     def _mark(*, clean: bool, reserved: int, next_id: int) -> bytes:
@@ -73,19 +93,26 @@ class PayloadMap:
         if len(data) < _MARK.size:
             raise DamagedFile(f"{self.path}: shorter than its mark page")
         crc, clean, self._reserved, self.clean_next_id, _ = _MARK.unpack(data)
-        end_id = max(self._system.size(self._fd) - RECORDS_OFFSET, 0) // self.record_bytes + 1
+        size = self._system.size(self._fd)
+        end_id = max(size - RECORDS_OFFSET, 0) // self.record_bytes + 1
         if crc != zlib.crc32(data[4:]):
             # The mark itself is gone: everything on disk is suspect, and ids go on far behind its end.
             clean, self._reserved, self.clean_next_id = 0, end_id + ID_STRIDE, NO_ROWS_ID
         self.clean = bool(clean)
-        if self.clean and end_id < self.clean_next_id:
+        if end_id < self.clean_next_id:
             raise DamagedFile(
                 f"{self.path}: {end_id - 1} records, but it was closed with {self.clean_next_id - 1}: it was truncated"
+            )
+        # A reader beside a daemon may see the clean mark and then a file that has grown.
+        if self.clean and not self.readonly and size != self._offset(self.clean_next_id):
+            raise DamagedFile(
+                f"{self.path}: {size} bytes, but it was closed with {self._offset(self.clean_next_id)}: it was extended"
             )
         self.next_id = self.clean_next_id
         if not self.clean:
             self.next_id = max(self._reserved, end_id - 1) + 1
-            self._void_torn(end_id)
+            if not self.readonly:
+                self._void_torn(end_id)
 
     def _void_torn(self, end_id: int) -> None:
         """Count what a crash left half-written behind the last clean close, and zero it."""
@@ -95,9 +122,8 @@ class PayloadMap:
             raw = records.view(np.uint8).reshape(len(records), -1)
             torn = raw.any(axis=1) & ~good_mask(records, start)
             self.torn_records += int(torn.sum())
-            if not self.readonly:
-                for index in np.flatnonzero(torn):
-                    self._system.pwrite(self._fd, bytes(self.record_bytes), self._offset(start + int(index)))
+            for index in np.flatnonzero(torn):
+                self._system.pwrite(self._fd, bytes(self.record_bytes), self._offset(start + int(index)))
 
     def _offset(self, payload_id: int) -> int:
         return RECORDS_OFFSET + (payload_id - 1) * self.record_bytes
@@ -130,6 +156,7 @@ class PayloadMap:
             self._reserved, self.clean = reserved, False
         stamp(records, first)
         self._system.pwrite(self._fd, records.tobytes(), self._offset(first))
+        self.unsynced = True
         self.next_id = last + 1
         return first
 
@@ -147,11 +174,13 @@ class PayloadMap:
                 return record
         raise UnknownPayload(f"{self.kind.word} has no good record {payload_id}", payload_id=payload_id)
 
-    def get_many(self, payload_ids: np.ndarray) -> np.ndarray:
+    def get_many(self, payload_ids: np.ndarray, *, check: bool = True) -> np.ndarray:
         """
-        Records in the order of the ids, a fresh array [n]; an id without a record gives a zeroed one.
+        Records in the order of the ids, a fresh array [n]; an id without a good record gives a zeroed one.
 
-        CRCs are not checked here; :meth:`good` does that.
+        Args:
+            payload_ids: integers [n].
+            check: False leaves the CRCs to the caller (see :meth:`good`); bytes that changed on disk come through.
         """
         ids = np.asarray(payload_ids).astype(np.int64)
         found = np.zeros(len(ids), dtype=RECORD_DTYPE[self.kind])
@@ -160,29 +189,44 @@ class PayloadMap:
         view = self._view(int(ids.max()))
         inside = (ids >= 1) & (ids <= len(view))
         found[inside] = view[ids[inside] - 1]
+        if check:
+            # The no-rows record is named by millions of cells, and its sum holds for all of them.
+            many = ids == NO_ROWS_ID
+            bad = np.zeros(len(ids), dtype=bool)
+            if many.any():
+                bad[many] = not good_at(view[:1], np.array([NO_ROWS_ID]))[0]
+            bad[~many] = ~good_at(found[~many], ids[~many])
+            if bad.any():
+                found[bad] = np.zeros(1, dtype=found.dtype)
         return found
 
     def _view(self, largest_id: int) -> np.ndarray:
         """The whole file as records, mapped again when it has grown past the last mapping."""
         needed = min(self._offset(largest_id + 1), self._system.size(self._fd))
         if self._map is None or len(self._map) < needed:
-            self._map = mmap.mmap(self._fd, 0, access=mmap.ACCESS_READ)
+            try:
+                self._map = mmap.mmap(self._fd, 0, access=mmap.ACCESS_READ)
+            except OSError as error:
+                raise from_os_error(error, "mmap", self.path) from error
         count = max(len(self._map) - RECORDS_OFFSET, 0) // self.record_bytes
         return np.frombuffer(self._map, dtype=RECORD_DTYPE[self.kind], count=count, offset=RECORDS_OFFSET)
 
     def good(self, payload_ids: np.ndarray) -> np.ndarray:
         """bool[n], True where the id has a record whose CRC fits."""
-        records = self.get_many(payload_ids)
         known, inverse = np.unique(np.asarray(payload_ids), return_inverse=True)
-        first = np.zeros(len(known), dtype=np.int64)
-        first[inverse] = np.arange(len(records))
-        good = [is_good(records[index].tobytes(), int(known[at])) for at, index in enumerate(first)]
-        result: np.ndarray = np.array(good, dtype=bool)[inverse]
+        result: np.ndarray = good_at(self.get_many(known, check=False), known)[inverse]
         return result
 
     def sync(self) -> None:
-        """Make what was appended durable; raises :class:`SpaceError`."""
-        self._system.fdatasync(self._fd)
+        """Make what was appended durable, if anything was; raises :class:`SpaceError`. Any thread may call it."""
+        if not self.unsynced:
+            return
+        self.unsynced = False
+        try:
+            self._system.fdatasync(self._fd)
+        except SpaceError:
+            self.unsynced = True
+            raise
 
     @property
     def record_count(self) -> int:
@@ -195,14 +239,23 @@ class PayloadMap:
         return self._system.size(self._fd)
 
     def close(self) -> None:
-        """Close the file, and say that it ended cleanly if it was written."""
-        if not self.readonly and not self.clean:
-            self._system.fdatasync(self._fd)
-            self._system.pwrite(self._fd, self._mark(clean=True, reserved=self._reserved, next_id=self.next_id), PAGE)
-            self._system.fdatasync(self._fd)
-            self.clean = True
-        self._map = None
-        self._system.close(self._fd)
+        """Close the file, and say that it ended cleanly if it was written (unless a sync failed); twice is fine."""
+        if self._fd < 0:
+            return
+        try:
+            if not self.readonly and not self.clean and self._system.failure is None:
+                # What a refused append left behind the last record was never given an id.
+                if self._system.size(self._fd) > self._offset(self.next_id):
+                    self._system.ftruncate(self._fd, self._offset(self.next_id))
+                self._system.fdatasync(self._fd)
+                mark = self._mark(clean=True, reserved=self._reserved, next_id=self.next_id)
+                self._system.pwrite(self._fd, mark, PAGE)
+                self._system.fdatasync(self._fd)
+                self.clean = True
+        finally:
+            self._map = None
+            descriptor, self._fd = self._fd, -1
+            self._system.close(descriptor)
 
 
 class Artifact(msgspec.Struct, frozen=True, kw_only=True):
@@ -226,7 +279,11 @@ class ArtifactMap:
     def __init__(self, system: System, path: Path, *, readonly: bool = False) -> None:
         self._file, payloads = FramedFile.open(system, path, "ART", FORMAT_VERSION, {}, readonly=readonly)
         decoder = msgspec.msgpack.Decoder(Artifact)
-        self._artifacts = {artifact.artifact_id: artifact for artifact in map(decoder.decode, payloads)}
+        try:
+            self._artifacts = {artifact.artifact_id: artifact for artifact in map(decoder.decode, payloads)}
+        except msgspec.DecodeError as error:
+            self._file.close()
+            raise DamagedFile(f"{path}: a record cannot be read: {error}", path=str(path)) from error
         self._by_uri = {artifact.uri: artifact for artifact in self._artifacts.values()}
 
     def append(self, artifact: Artifact) -> Artifact:

@@ -9,17 +9,28 @@ from __future__ import annotations
 
 import fcntl
 import os
+import threading
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
 import numpy as np
 
-from ledger.audit import AuditLog
+from ledger.audit import AuditLog, own_operator
 from ledger.calendar import Calendar, load_calendar, make_calendar
 from ledger.columns import SYMBOLS_MAX, Column, LedgerKind, OptionRows, PayloadKind, SymbolClass
-from ledger.errors import StateExists, StateLocked, StateMismatch, StateMissing
+from ledger.errors import (
+    DamagedFile,
+    SpaceError,
+    StateExists,
+    StateLocked,
+    StateMismatch,
+    StateMissing,
+    StateReadOnly,
+)
 from ledger.files import System, decode_header, encode_header, read_whole, write_atomically
 from ledger.flush import Flusher
+from ledger.gate import gated
 from ledger.layout import FORMAT_VERSION, ROW_SCHEMA_VERSION, SEAL_CONSTANTS
 from ledger.ledgers import EnrichmentLedger, Ledger, Repaired, TradeLedger
 from ledger.maps import ArtifactMap, PayloadMap
@@ -61,6 +72,10 @@ def create_state(
     for folder in _FOLDERS:
         system.make_directory(path / folder)
     calendar.save(path, system)
+    # Everything is made here, so that what is missing later was lost, and is refused.
+    ArtifactMap(system, path / "maps" / "artifacts.map").close()
+    SourceStore(path, system, year=year).close()
+    RegionStore(path, system, year=year).close()
     SymbolMap.create(path, system, year=year).close()
     for kind in PayloadKind:
         if kind is not PayloadKind.NONE:
@@ -89,18 +104,19 @@ class State:
         self, directory: Path, system: System, *, readonly: bool, flush_interval_s: float, roots: RootTable | None
     ) -> None:
         self.directory = directory
-        self.system = system
+        self.system = gated(system)
         self.readonly = readonly
         self.repairs: list[Repaired] = []
-        self._lock = -1 if readonly else _lock(directory)
-        try:
-            self._open(flush_interval_s, roots)
-        except BaseException:
-            if self._lock >= 0:
-                os.close(self._lock)
-            raise
+        self.sound_artifacts: dict[str, tuple[int, int, int]] = {}
+        """Artifacts whose bytes were summed and found right: URI -> inode, size, mtime; kept by ledger.frames."""
+        self._allocating = threading.Lock()
+        with ExitStack() as opened:
+            if not readonly:
+                opened.callback(os.close, _lock(directory))
+            self._open(flush_interval_s, roots, opened)
+            self._parts = opened.pop_all()
 
-    def _open(self, flush_interval_s: float, roots: RootTable | None) -> None:
+    def _open(self, flush_interval_s: float, roots: RootTable | None, opened: ExitStack) -> None:
         directory, system, readonly = self.directory, self.system, self.readonly
         page = read_whole(system, directory / "format")
         if page is None:
@@ -110,24 +126,43 @@ class State:
         self.exchange = str(self.format["exchange"])
         self.option_rows = OptionRows(self.format["option_rows"])
         self.calendar: Calendar = load_calendar(directory, system)
+        if f"{self.calendar.fingerprint:#018x}" != self.format.get("calendar_fingerprint"):
+            raise DamagedFile(f"{directory / 'calendar'} is not the calendar this state was made with")
         self.roots = roots or RootTable.load()
+        for name in ("maps/artifacts.map", "sources", "regions"):
+            if not (directory / name).exists():
+                raise DamagedFile(f"{directory / name} is missing", path=str(directory / name))
         self.symbols = SymbolMap.open(directory, system, year=self.year, readonly=readonly)
-        self.maps: dict[PayloadKind, PayloadMap] = {
-            kind: PayloadMap(system, directory / "maps" / f"{kind.word}.map", kind, readonly=readonly)
-            for kind in PayloadKind
-            if kind is not PayloadKind.NONE
-        }
+        opened.callback(self.symbols.close)
+        self.maps: dict[PayloadKind, PayloadMap] = {}
+        for kind in PayloadKind:
+            if kind is not PayloadKind.NONE:
+                path = directory / "maps" / f"{kind.word}.map"
+                self.maps[kind] = PayloadMap(system, path, kind, readonly=readonly, create=False)
+                opened.callback(self.maps[kind].close)
         self.artifacts = ArtifactMap(system, directory / "maps" / "artifacts.map", readonly=readonly)
+        opened.callback(self.artifacts.close)
         self.sources = SourceStore(directory, system, year=self.year, readonly=readonly)
+        opened.callback(self.sources.close)
         self.regions = RegionStore(directory, system, year=self.year, readonly=readonly)
+        opened.callback(self.regions.close)
         self.audit = AuditLog(directory, system, readonly=readonly)
+        opened.callback(self.audit.close)
+        for payloads in self.maps.values():
+            if payloads.torn_records:
+                result = f"voided {payloads.torn_records} half-written records"
+                where = {"file": f"maps/{payloads.path.name}"}
+                self.audit.append("recovery", own_operator(), where=where, cause="torn record", result=result)
         arguments = (self.calendar, self.maps)
         self.trade = TradeLedger(system, directory / "trade", *arguments, readonly=readonly, on_repair=self._repaired)
+        opened.callback(self.trade.close)
         self.enrichment = EnrichmentLedger(
             system, directory / "enrichment", *arguments, readonly=readonly, on_repair=self._repaired
         )
+        opened.callback(self.enrichment.close)
         self._classes: list[SymbolClass] = []
         self._underlyings: list[int] = []
+        self._universes: dict[str, tuple[tuple[int, int], np.ndarray]] = {}
         self._start_number = 0
         self.on_group: Any = lambda: None
         self.flusher: Flusher | None = None
@@ -138,21 +173,27 @@ class State:
 
     # ---- durability
 
+    @property
+    def failure(self) -> StateReadOnly | None:
+        """The sync that failed and made the state read-only until it is opened again; None while all is well."""
+        return self.system.failure
+
     def _sync_maps(self) -> None:
-        self.symbols.flush()
+        with self._allocating:
+            self.symbols.flush()
         for payloads in self.maps.values():
             payloads.sync()
 
     def _sync_rows(self) -> None:
         for ledger in (self.trade, self.enrichment):
             for rows in list(ledger.mapped().values()):
-                if rows.dirty:
+                if rows.unsynced:
                     rows.flush()
 
     def _repaired(self, report: Repaired) -> None:
         self.repairs.append(report)
-        for cause, cells in (("seal", report.seal), ("dangling", report.dangling), ("pending", report.pending)):
-            if cells and cause != "pending":
+        for cause, cells in (("seal", report.seal), ("dangling", report.dangling)):
+            if cells:
                 self.audit.append_recovery(report.ledger.value, report.session, cause, cells)
 
     # ---- what is where
@@ -196,7 +237,9 @@ class State:
             underlying = underlying_of(symbol, self.roots)
             if underlying is not None:
                 wanted.append(underlying)
-        return self.symbols.allocate(list(dict.fromkeys(wanted)))
+        # Not while the flusher syncs the map: it would take what is written meanwhile for synced.
+        with self._allocating:
+            return self.symbols.allocate(list(dict.fromkeys(wanted)))
 
     def class_of(self, symbol_id: int) -> SymbolClass:
         """What a symbol is."""
@@ -224,12 +267,18 @@ class State:
         Returns:
             i64[n] symbol ids, ascending.
         """
-        ids: set[int] = set()
-        for record in self.sources.for_session(session):
-            for symbol_id in record.symbol_ids():
-                ids.add(symbol_id)
-                ids.add(self.underlying_id(symbol_id))
-        return np.array(sorted(ids), dtype=np.int64)
+        signature = (self.sources.generation, len(self.symbols))
+        held = self._universes.get(session)
+        if held is None or held[0] != signature:
+            ids: set[int] = set()
+            for record in self.sources.for_session(session):
+                for symbol_id in record.symbol_ids().tolist():
+                    ids.add(symbol_id)
+                    ids.add(self.underlying_id(symbol_id))
+            found = np.array(sorted(ids), dtype=np.int64)
+            found.flags.writeable = False
+            held = self._universes[session] = (signature, found)
+        return held[1]
 
     # ---- rows for users
 
@@ -242,17 +291,20 @@ class State:
     # ---- closing
 
     def close(self) -> None:
-        """Sync and close everything in the reverse order of opening, then let the lock go."""
+        """
+        Sync and close everything in the reverse order of opening, then let the lock go, whatever fails; twice is fine.
+
+        Raises:
+            SpaceError: something could not be synced; not raised again for a sync that failed before.
+        """
         if self.flusher is not None:
             self.flusher.stop()
-        for part in (self.enrichment, self.trade, self.audit, self.regions, self.sources, self.artifacts):
-            part.close()
-        for payloads in self.maps.values():
-            payloads.close()
-        self.symbols.close()
-        if self._lock >= 0:
-            os.close(self._lock)
-            self._lock = -1
+        failed_before = self.failure is not None
+        try:
+            self._parts.close()
+        except SpaceError:
+            if not failed_before:
+                raise
 
     def __enter__(self) -> Self:
         return self

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterator
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 from ledger.columns import Column
@@ -12,7 +11,7 @@ from m17ctl.invocation import Connection
 from m17ctl.main import run
 from m17ctl.terminal import Terminal
 from m17d.envelopes import ReplyEnvelope
-from m17d.outcomes import Event, Operator, Progress, Refillable, SubscribeReply
+from m17d.outcomes import Event, OperationReply, Operator, Progress, Refillable, SubscribeReply
 from m17d.protocol import BulkRequest, HelloRequest, Request, SubscribeRequest
 from m17d.replies import BulkReply, Counts, HelloReply, Reply, RowReply, SlotReply
 
@@ -188,10 +187,8 @@ def row(minute: int = 1, **slots: SlotReply) -> RowReply:
     )
 
 
-def operation(cells: int = 25, *, dry_run: bool = False) -> Any:
+def operation(cells: int = 25, *, dry_run: bool = False) -> OperationReply:
     """The answer to a clear or refresh that takes so many trade cells."""
-    from m17d.outcomes import OperationReply
-
     return OperationReply(
         operation="" if dry_run else "op-7",
         cleared={Column.TRADE_REF: cells},
@@ -200,15 +197,3 @@ def operation(cells: int = 25, *, dry_run: bool = False) -> Any:
         refillable=Refillable(flat_file=cells),
         dry_run=dry_run,
     )
-
-
-def clock() -> SimpleNamespace:
-    """A clock that only sleeping moves."""
-    state = SimpleNamespace(now=0.0)
-
-    def sleep(seconds: float) -> None:
-        state.now += max(seconds, 0.001)
-
-    state.sleep = sleep
-    state.read = lambda: state.now
-    return state

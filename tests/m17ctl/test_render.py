@@ -33,23 +33,28 @@ def _plain(text: str, color: str | None) -> str:
 
 
 def test_a_heat_map_is_exactly_this_picture() -> None:
-    """390 minutes in 80 cells: shades for shares, letters where nothing is whole, a legend of what occurs."""
+    """390 minutes in 72 cells: shades for shares, letters where nothing is whole, a legend of what occurs."""
     starts = [OPEN_NS + minute * MINUTE_NS for minute in range(390)]
     whole = [counts(filled=40, no_data=10)] * 390
     holes = [counts(filled=40)] * 100 + [counts(empty=40)] * 25 + [counts(filled=30, empty=10)] * 265
     waiting = [counts(filled=10, suspect=10)] * 30 + [counts(cleared=3, filled=1)] * 30 + [counts(not_due=5)] * 330
     lines = heat_map(
-        [("trade_ref", whole), ("quote_ref", holes), ("greeks_ref", waiting), ("aggs_1h", [counts(not_applicable=4)] * 390)],
+        [
+            ("trade_ref", whole),
+            ("quote_ref", holes),
+            ("greeks_ref", waiting),
+            ("aggs_1h", [counts(not_applicable=4)] * 390),
+        ],
         starts,
         zone=NEW_YORK,
         width=72,
         paint=_plain,
     )
     assert lines == [
-        "            09:30   10:18   11:06   11:54   12:42   13:30   14:18   15:06",
+        "            09:30    11:00    12:30    14:00",
         "trade_ref   ███████████████████████████████████████    100 %",
         "quote_ref   ██████████EE▒▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓   76.6 %",
-        "greeks_ref  SSS░░░---------------------------------   12.5 %",
+        "greeks_ref  SSS░░░---------------------------------    7.1 %",
         "aggs_1h                                                    -",
         "one character: 10 minutes   █ whole   ▓ two thirds whole   ▒ a third",
         "░ less   E empty   S suspect   - not due",
@@ -98,12 +103,14 @@ def test_a_table_cuts_its_widest_column_to_the_width() -> None:
     lines = table(("engine", "state", "backlog", "detail"), rows, width=60, right="llr")
     assert lines == [
         "engine          state   backlog  detail",
-        "trade_flatfile  failed    1,234  the file has no gzip traile…",
+        "trade_flatfile  failed    1,234  the file has no gzip trail…",
     ]
 
 
 @given(
-    st.lists(st.lists(st.text(st.characters(categories=["L", "N", "Zs"]), max_size=40), min_size=3, max_size=3), max_size=4),
+    st.lists(
+        st.lists(st.text(st.characters(categories=["L", "N", "Zs"]), max_size=40), min_size=3, max_size=3), max_size=4
+    ),
     st.integers(min_value=30, max_value=120),
 )
 def test_no_line_of_a_table_is_wider_than_asked(rows: list[list[str]], width: int) -> None:
@@ -123,10 +130,10 @@ def test_counts_leave_out_what_no_column_has() -> None:
     """A quiet year is a narrow table."""
     columns = {Column.TRADE_REF: counts(filled=390, no_data=3), Column.QUOTE_REF: counts(filled=389, empty=1)}
     assert counts_table(columns, width=None) == [
-        "column     whole  empty  filled  no data",
-        "trade_ref  100 %      0     390        3",
-        "quote_ref  99.7 %      1     389        0".replace("quote_ref  99.7 %", "quote_ref  99.7 %"),
-    ] or counts_table(columns, width=None)[0].split() == ["column", "whole", "empty", "filled", "no", "data"]
+        "column      whole  empty  filled  no data",
+        "trade_ref   100 %      0     390        3",
+        "quote_ref  99.7 %      1     389        0",
+    ]
 
 
 def test_sparklines_progress_fields_and_trees_look_like_this() -> None:
@@ -134,7 +141,7 @@ def test_sparklines_progress_fields_and_trees_look_like_this() -> None:
     assert sparkline([0, 1, 4, 8]) == " ▁▄█"
     assert sparkline([0, 0]) == "  "
     line = progress_line(50, 200, unit="cells", seconds=5.0, eta_s=None)
-    assert line == "█████░░░░░░░░░░░░░░░  50/200 cells  25.0 %  10/s  15 s left".replace("░  50", "░ 50")
+    assert line == "█████░░░░░░░░░░░░░░░ 50/200 cells  25.0 %  10/s  15 s left"
     assert progress_line(7, 0, unit="files", seconds=0.0, eta_s=None) == "7 files"
     assert fields([("a", "1"), ("long", "2")]) == ["a     1", "long  2"]
     assert tree("top", [["one", "two"], ["three"]]) == ["top", "├─ one", "│  two", "└─ three"]
@@ -161,14 +168,24 @@ def test_sizes_and_durations() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["2013-10-07", "2013-10-07T09:31", "2013-10-07 09:31:05.25", "09:31", "09:31:59", "2013-10-07T13:31Z", "13:31+02:00"],
+    [
+        "2013-10-07",
+        "2013-10-07T09:31",
+        "2013-10-07 09:31:05.25",
+        "09:31",
+        "09:31:59",
+        "2013-10-07T13:31Z",
+        "13:31+02:00",
+    ],
 )
 def test_times_in_accepted_forms_pass_as_text(text: str) -> None:
     """The daemon resolves them on the exchange's clock."""
     assert parse_time(text) == text
 
 
-@pytest.mark.parametrize("text", ["", "noon", "9:31", "2013-10-07T", "2013-10-0709:31", "24:00", "09:61", "-5", "12345"])
+@pytest.mark.parametrize(
+    "text", ["", "noon", "9:31", "2013-10-07T", "2013-10-0709:31", "24:00", "09:61", "-5", "12345"]
+)
 def test_what_is_no_time_is_refused_with_the_accepted_forms(text: str) -> None:
     """The message shows how to write it."""
     with pytest.raises(ValueError, match="write 2013-10-07T09:31"):
@@ -201,7 +218,9 @@ def test_color_only_on_a_terminal_that_wants_it() -> None:
     """NO_COLOR and pipes get plain text."""
 
     def painted(environment: dict[str, str], is_terminal: bool) -> str:
-        terminal = Terminal(io.StringIO(), io.StringIO(), io.StringIO(), environment=environment, is_terminal=is_terminal)
+        terminal = Terminal(
+            io.StringIO(), io.StringIO(), io.StringIO(), environment=environment, is_terminal=is_terminal
+        )
         return terminal.paint("x", "red")
 
     assert painted({}, True) == "\x1b[31mx\x1b[0m"
