@@ -50,7 +50,9 @@ class _Taken:
 class _Plan:
     taken: list[_Taken] = field(default_factory=list)
     dependents: dict[Column, int] = field(default_factory=dict)
-    refillable: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("flat_file", "rest", "derived", "none"), 0))
+    refillable: dict[str, int] = field(
+        default_factory=lambda: dict.fromkeys(("flat_file", "rest", "derived", "none"), 0)
+    )
 
     @property
     def cells(self) -> int:
@@ -200,9 +202,7 @@ class Changing:
         seq, _ = self.state.audit.head
         return f"op-{seq + 1:08d}"
 
-    def _keep(
-        self, operation: str, request: protocol.ClearRequest | protocol.RefreshRequest, plan: _Plan
-    ) -> None:
+    def _keep(self, operation: str, request: protocol.ClearRequest | protocol.RefreshRequest, plan: _Plan) -> None:
         taken = [one for one in plan.taken if len(one.symbol_ids)]
         if not taken:
             return
@@ -329,9 +329,7 @@ class Changing:
             same = rows.slots(column, symbol_ids, minutes)["version"] == kept.version[some]
             changed = rows.flag_many(column, symbol_ids[same], minutes[same], remove=Flag.WANTED, now_ns=now_ns)
             return int(changed.sum())
-        done = rows.restore_many(
-            column, symbol_ids, minutes, kept.slots[some], kept.version[some], now_ns=now_ns
-        )
+        done = rows.restore_many(column, symbol_ids, minutes, kept.slots[some], kept.version[some], now_ns=now_ns)
         return int(done.sum())
 
     # ---- accept
@@ -339,7 +337,9 @@ class Changing:
     def accept(self, request: protocol.AcceptRequest, context: Context) -> Iterator[outcomes.AcceptReply | None]:
         """Declare missing sources of the range absent; take suspect cells as they are."""
         selection = self.reading.select(request.range)
-        columns = [column for column in (request.columns or RAW_COLUMNS) if column in (Column.TRADE_REF, Column.QUOTE_REF)]
+        columns = [
+            column for column in (request.columns or RAW_COLUMNS) if column in (Column.TRADE_REF, Column.QUOTE_REF)
+        ]
         accepted: dict[Column, int] = {}
         sources = []
         for column in columns:
@@ -417,5 +417,3 @@ def claimed(context: Context) -> dict[str, str]:
     """What the caller says of itself, for the audit log."""
     pairs = (("ssh", context.claimed.ssh), ("sudo", context.claimed.sudo), ("key", context.key))
     return {name: value for name, value in pairs if value}
-
-

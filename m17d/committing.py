@@ -281,9 +281,7 @@ def _span_record(state: State, span: CellSpan, counts: Counts) -> int:
     return payloads.append(span.record.copy())
 
 
-def _set_span(
-    state: State, task: Task, span: CellSpan, payload_id: int, seen: Seen, counts: Counts
-) -> Iterator[str]:
+def _set_span(state: State, task: Task, span: CellSpan, payload_id: int, seen: Seen, counts: Counts) -> Iterator[str]:
     """Set a rectangle of cells to one payload, a few symbols a step."""
     rows = state.ledger_of(span.column).session(state.calendar.session_seq(task.session))
     ids = np.array([state.symbols.resolve(symbol) for symbol in span.symbols], dtype=np.int64)

@@ -87,6 +87,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     engines: dict[str, dict[str, Any]] = {}
     base: str = ""
     """Folder of the file; set when it is read."""
+    file: str = ""
+    """The file itself; set when it is read."""
 
     def path(self, text: str) -> Path:
         """A path of the config, absolute; relative ones are relative to the file."""
@@ -122,9 +124,10 @@ def read_config(path: str | os.PathLike[str]) -> Config:
         raise ConfigError(f"{file}: {error.strerror}", "give the path of a config file with --config") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file}: {error}", "correct the file; it must be TOML in UTF-8") from error
-    if "base" in table:
-        raise ConfigError(f"{file}: Object contains unknown field `base`", "remove the key")
+    for key in ("base", "file"):
+        if key in table:
+            raise ConfigError(f"{file}: Object contains unknown field `{key}`", "remove the key")
     try:
-        return msgspec.convert({**table, "base": str(file.resolve().parent)}, Config)
+        return msgspec.convert({**table, "base": str(file.resolve().parent), "file": str(file.resolve())}, Config)
     except msgspec.ValidationError as error:
         raise ConfigError(f"{file}: {error}", "see the README for every key and its values") from error

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any, Final
 
+import msgspec
 import zmq
 
 from engines.contract import Engine
@@ -26,13 +27,14 @@ from ledger.columns import Column
 from ledger.regions import PriorityRegion
 from ledger.roots import RootTable
 from ledger.state import State, check_matches, create_state, open_state
-from m17d.config import Config
+from m17d.config import Config, ConfigError, read_config
 from m17d.discovery import build
 from m17d.handlers import Handlers
 from m17d.listening import Listening, raise_descriptor_limit
 from m17d.logs import log_line
 from m17d.peers import Peers
 from m17d.pool import Pool
+from m17d.publishing import Publishing
 from m17d.runner import Runner
 from m17d.server import Server
 
@@ -40,6 +42,7 @@ _IDLE_MS: Final = 100
 _BUSY_MS: Final = 0
 _DROP_INTERVAL_S: Final = 30.0
 _RETIRE_INTERVAL_S: Final = 1.0
+_SLOWEST_WINDOW_S: Final = 60.0
 _IDLE_ROUNDS: Final = 3
 
 
@@ -83,7 +86,9 @@ class Daemon:
         self.logger = logger
         self.started_s = time.monotonic()
         self._stopping = ""
-        self._retire_s = 0.0
+        self._hangup = False
+        self._retire_s = self._publish_s = 0.0
+        self._slowest_s, self._slowest_since_s = 0.0, self.started_s
         self._drop_s = self.started_s + _DROP_INTERVAL_S
         self._undo = contextlib.ExitStack()
         try:
@@ -98,9 +103,7 @@ class Daemon:
         self.state = self._open_state()
         undo.callback(self.state.close)
         self._empty_temporary()
-        listening = Listening.open(
-            config.socket_path, mode=int(config.socket.mode, 8), group=config.socket.group
-        )
+        listening = Listening.open(config.socket_path, mode=int(config.socket.mode, 8), group=config.socket.group)
         undo.callback(listening.close)
         self.runner = self._start_engines(engines)
         undo.callback(self.runner.stop)
@@ -112,6 +115,12 @@ class Daemon:
             version=version("m17"),
         )
         undo.callback(self.server.close)
+        metrics = config.metrics
+        self.publishing = Publishing(
+            textfile=config.path(metrics.textfile) if metrics.textfile else None, listen=metrics.listen
+        )
+        undo.callback(self.publishing.close)
+        self.handlers.exposition.loop_lag_s = lambda: self._slowest_s
         self.handlers.publish = self.server.publish
         self.runner.on_change = self.server.publish
         self._wake_reader, wake_writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -176,7 +185,9 @@ class Daemon:
             log_line(self.logger, "info", f"serving on {self.config.socket_path}, pid {os.getpid()}")
             idle_rounds = 0
             while not self._stopping:
+                turn_s = time.monotonic()
                 busy = self.runner.step()
+                self._note_turn(time.monotonic() - turn_s)
                 self._poll(_BUSY_MS if busy else _IDLE_MS)
                 if until_idle:
                     idle_rounds = idle_rounds + 1 if not busy and self.runner.is_idle() else 0
@@ -189,8 +200,37 @@ class Daemon:
             return Ending(0, [])
         return self._ending()
 
+    def _note_turn(self, seconds: float) -> None:
+        """Remember the slowest turn of the last minute or two, for the metric."""
+        if time.monotonic() - self._slowest_since_s > _SLOWEST_WINDOW_S:
+            self._slowest_s, self._slowest_since_s = 0.0, time.monotonic()
+        self._slowest_s = max(self._slowest_s, seconds)
+
+    def _reload(self) -> None:
+        """Take from the config file what can change while running: who may operate, retention, metrics interval."""
+        self._hangup = False
+        try:
+            fresh = read_config(self.config.file)
+        except ConfigError as error:
+            log_line(self.logger, "error", f"reload: {error}; the old config holds")
+            return
+        kept = [
+            name
+            for name in ("state_dir", "calendar", "option_rows", "roots", "runner", "engines", "socket")
+            if getattr(fresh, name) != getattr(self.config, name)
+        ]
+        self.config = msgspec.structs.replace(self.config, retention=fresh.retention, metrics=fresh.metrics)
+        self.handlers.config = self.handlers.upkeep.config = self.config
+        later = f"; {', '.join(kept)} changed and need a restart" if kept else ""
+        log_line(self.logger, "info", f"reloaded retention and metrics{later}")
+
     def _upkeep(self) -> None:
         now_s = time.monotonic()
+        if self._hangup:
+            self._reload()
+        if self.publishing.wanted and now_s >= self._publish_s:
+            self._publish_s = now_s + self.config.metrics.interval_s
+            self.publishing.give(self.handlers.exposition.text())
         if now_s >= self._retire_s:
             self._retire_s = now_s + _RETIRE_INTERVAL_S
             self._notify("WATCHDOG=1")
@@ -220,7 +260,11 @@ class Daemon:
         def stop(number: int, _frame: Any) -> None:
             self._stopping = signal.Signals(number).name
 
+        def hang_up(_number: int, _frame: Any) -> None:
+            self._hangup = True
+
         before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+        before[signal.SIGHUP] = signal.signal(signal.SIGHUP, hang_up)
         try:
             yield
         finally:
@@ -243,4 +287,3 @@ class Daemon:
 def _wake(descriptor: int) -> None:
     with contextlib.suppress(BlockingIOError, OSError):
         os.write(descriptor, b"\0")
-

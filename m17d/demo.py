@@ -218,7 +218,9 @@ def compare(stage: Stage, reference: Stage, whole: Truth) -> None:
     counts = stage.ask("coverage", SESSION)["columns"]
     for column in ("trade_ref", "quote_ref"):
         total = counts[column]["filled"] + counts[column]["empty"] + counts[column]["cleared"]
-        demand(counts[column]["filled"] == total and not counts[column]["suspect"], f"{column}: 100 % filled, none suspect")
+        demand(
+            counts[column]["filled"] == total and not counts[column]["suspect"], f"{column}: 100 % filled, none suspect"
+        )
 
 
 def finish(stage: Stage, *, keep: bool) -> None:
@@ -226,7 +228,9 @@ def finish(stage: Stage, *, keep: bool) -> None:
     say("try" + ("" if keep else " (with scripts/demo --keep, which leaves the daemon running)"))
     prefix = f"M17_SOCKET={stage.socket} .venv/bin/m17ctl"
     print(f"   {prefix} row DUNE {SESSION}T10:20 --payload")
-    print(f"   {prefix} clear trade_ref --session {SESSION} --from 10:15 --to 10:40 --symbols ACME --cause 'try' --dry-run")
+    print(
+        f"   {prefix} clear trade_ref --session {SESSION} --from 10:15 --to 10:40 --symbols ACME --cause 'try' --dry-run"
+    )
     print(f"   {prefix} export trade_ref --session {SESSION} --symbols ACME --out acme.parquet", flush=True)
 
 

@@ -111,14 +111,23 @@ class Explaining:
         yield "not_applicable", state == 4, "no engine could ever fill these cells", ""
         suspect = filled & cells.suspect
         never = suspect.all(axis=1)[:, None]
-        yield "suspect", suspect & never, (
-            "not one row in a complete source, although the symbol's other data is there: look at the source"
-        ), f"m17ctl accept {words}"
-        yield "suspect", suspect & ~never, (
-            "silent while the symbol's other data went on: look at the source"
-        ), f"m17ctl accept {words}"
-        yield "partial", filled & (flags & np.uint8(Flag.PARTIAL) != 0), "a gap of the feed overlaps", (
-            f"m17ctl refill {column.value} {words} --cause 'feed gap'"
+        yield (
+            "suspect",
+            suspect & never,
+            ("not one row in a complete source, although the symbol's other data is there: look at the source"),
+            f"m17ctl accept {words}",
+        )
+        yield (
+            "suspect",
+            suspect & ~never,
+            ("silent while the symbol's other data went on: look at the source"),
+            f"m17ctl accept {words}",
+        )
+        yield (
+            "partial",
+            filled & (flags & np.uint8(Flag.PARTIAL) != 0),
+            "a gap of the feed overlaps",
+            (f"m17ctl refill {column.value} {words} --cause 'feed gap'"),
         )
         yield "wanted", filled & (flags & np.uint8(Flag.WANTED) != 0), "a refresh was asked for and is not done", ""
         yield "stale", filled & cells.stale, "made from inputs that have changed since; it is planned again", ""
@@ -129,8 +138,11 @@ class Explaining:
         yield from self._waits(selection, column, unset)
         yield from self._upstream(selection, column, unset & (state != 5), options)
         yield "not_due", state == 5, self._not_due(column), ""
-        yield "cleared", state == Status.CLEARED, "cleared on purpose; the engine fills these cells again", (
-            "m17ctl wait " + words + f" --columns {column.value} --timeout 600"
+        yield (
+            "cleared",
+            state == Status.CLEARED,
+            "cleared on purpose; the engine fills these cells again",
+            ("m17ctl wait " + words + f" --columns {column.value} --timeout 600"),
         )
         yield "planned", state == Status.EMPTY, "its engine has not come to these cells yet", "m17ctl engines list"
 

@@ -12,7 +12,6 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -47,12 +46,6 @@ class Exposition:
     def text(self) -> str:
         """The exposition, as ``m17ctl metrics`` prints it."""
         return generate_latest(self._registry).decode()
-
-    def write_textfile(self, path: Path) -> None:
-        """Put the exposition where node_exporter reads it, whole at once."""
-        part = path.with_name(f".{path.name}.part")
-        part.write_text(self.text())
-        part.replace(path)
 
     def collect(self) -> Iterator[Metric]:
         """Every metric family; called by prometheus_client."""

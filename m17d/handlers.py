@@ -7,9 +7,12 @@ never know a socket.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, assert_never
 
+import msgspec
+
+from ledger.columns import Column
 from ledger.sources import SourceRecord, SourceState
 from ledger.state import State
 from m17d import outcomes, protocol, replies
@@ -21,7 +24,7 @@ from m17d.explaining import Explaining
 from m17d.exposition import Exposition
 from m17d.peers import Context, Peer
 from m17d.protocol import PROTOCOL_MAX, PROTOCOL_MIN, Request
-from m17d.reading import Reading
+from m17d.reading import Reading, source_reply
 from m17d.remembering import Remembering
 from m17d.runner import Runner
 from m17d.supervising import Supervising
@@ -118,6 +121,10 @@ class Handlers:
                 return self.upkeep.doctor()
             case protocol.SessionsOpenRequest():
                 return self._open_session(request)
+            case protocol.ReportRequest():
+                return self._report(request)
+            case protocol.SubscribeRequest() | protocol.CreditRequest() | protocol.CancelRequest():
+                raise AssertionError("the server answers these itself")
             case _:
                 assert_never(request)
 
@@ -159,8 +166,6 @@ class Handlers:
         )
 
     def _audit(self, request: protocol.AuditRequest) -> outcomes.AuditReply:
-        import msgspec
-
         records = self.state.audit.tail(request.tail or 1 << 30)
         shown = []
         for record in records:
@@ -172,6 +177,27 @@ class Handlers:
         findings = self.state.audit.verify()
         chain = "intact" if not findings else f"broken at {findings[0]}"
         return outcomes.AuditReply(records=shown, chain=chain)
+
+    def _report(self, request: protocol.ReportRequest) -> Iterator[outcomes.ReportReply | None]:
+        """What a day's report is made of: coverage, sources, causes and the operations on the session."""
+        coverage = self.reading.coverage(protocol.CoverageRequest(session=request.session, by="minute", quality=True))
+        yield None
+        causes: list[replies.Cause] = []
+        if coverage.symbols:
+            asked = protocol.WhyRequest(columns=list(Column), range=protocol.Range(session=request.session))
+            for step in self.explaining.why(asked):
+                causes = causes if step is None else step.groups
+                yield None
+        counts = {column: msgspec.to_builtins(one) for column, one in coverage.columns.items()}
+        records = [msgspec.to_builtins(record) for record in self.state.audit.tail(10_000)]
+        yield outcomes.ReportReply(
+            session=request.session,
+            verdict=self.reading.verdict(counts),
+            coverage=coverage,
+            sources=[source_reply(record) for record in self.state.sources.for_session(request.session)],
+            causes=[cause for cause in causes if cause.cause not in ("filled", "not_applicable", "not_due")],
+            operations=[record for record in records if record["range"].get("session") == request.session],
+        )
 
     def _control(self, request: protocol.EnginesControlRequest, context: Context) -> outcomes.EngineReply:
         self.reading.engine(request.engine)

@@ -21,7 +21,10 @@ from m17d.config import ConfigError, read_config
 from m17d.listening import ListeningError
 
 app = typer.Typer(
-    add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
     help="The M17 daemon: owns the ledgers and the engines, and serves m17ctl.",
 )
 

@@ -42,7 +42,9 @@ class Remembering:
 
     def __init__(self, state: State) -> None:
         self._state = state
-        self._file, payloads = FramedFile.open(state.system, state.directory / _FILE, "KEYS", _VERSION, {"year": state.year})
+        self._file, payloads = FramedFile.open(
+            state.system, state.directory / _FILE, "KEYS", _VERSION, {"year": state.year}
+        )
         decoder = msgspec.msgpack.Decoder(_Kept)
         oldest = state.system.now_ns() - KEEP_NS
         everything = [decoder.decode(payload) for payload in payloads]
@@ -57,7 +59,9 @@ class Remembering:
         if kept is None:
             return None
         if kept.request != _hash(request):
-            raise Refused("key_reused", f"the key {key} was used for another request", "give every operation its own key")
+            raise Refused(
+                "key_reused", f"the key {key} was used for another request", "give every operation its own key"
+            )
         reply: Reply = msgspec.msgpack.decode(kept.reply, type=REPLIES[kept.op])
         return reply
 
@@ -81,7 +85,9 @@ class Remembering:
         """What became of the mutation under a key; raises Refused ``not_found``."""
         kept = self._kept.get((peer.uid, key))
         if kept is None:
-            raise Refused("not_found", f"nothing is known of the key {key}", "it was not applied; send the operation again")
+            raise Refused(
+                "not_found", f"nothing is known of the key {key}", "it was not applied; send the operation again"
+            )
         reply: Any = msgspec.msgpack.decode(kept.reply)
         return OperationRecord(
             key=key,

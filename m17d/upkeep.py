@@ -84,7 +84,7 @@ class Upkeep:
                 "state",
                 f"the copy in {target} does not verify: {said.strip()[:500]}",
                 "look with: m17ctl verify",
-                code=process.returncode,
+                directory=str(target),
             )
 
     def collect(self, request: protocol.GcRequest) -> Iterator[outcomes.GcReply | None]:

@@ -45,7 +45,11 @@ class Wholeness:
         universe = self.state.universe(session)
         options = with_options(self.state, universe)
         known = np.isin(symbol_ids, universe)
-        chosen = options[np.searchsorted(universe, symbol_ids).clip(max=max(len(universe) - 1, 0))] if len(universe) else known
+        chosen = (
+            options[np.searchsorted(universe, symbol_ids).clip(max=max(len(universe) - 1, 0))]
+            if len(universe)
+            else known
+        )
         cells = self.reading.planes(session, column, symbol_ids, chosen & known)
         counts = (cells.state != 4) & (cells.state != 5)
         whole = (cells.state == Status.FILLED) & ~cells.stale & ~cells.suspect
@@ -181,5 +185,3 @@ class Wholeness:
 def facts_of(region: outcomes.RegionReply) -> dict[str, object]:
     """A region for an event."""
     return {"id": region.id, "symbol": region.symbol, "state": region.state, "complete": region.complete}
-
-
