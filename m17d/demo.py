@@ -168,6 +168,8 @@ def run(root: Path, *, keep: bool) -> None:
         show_holes(stage, truth)
         repair(stage, root / "demo")
         compare(stage, reference, whole)
+        late = planted(truth, "late_curve").facts
+        demand(curve_date(stage) == late["curve_date"], f"the curve of {late['curve_date']} came and took its place")
         finish(stage, keep=keep)
     finally:
         if not keep or sys.exc_info()[0] is not None:
@@ -187,7 +189,18 @@ def show_holes(stage: Stage, truth: Truth) -> None:
     found = suspect_cells(stage, silent.symbol, "trade_ref")
     demand(found == minutes, f"{silent.symbol} is silent for {minutes} minutes, and exactly those are suspect")
     found = suspect_cells(stage, without.symbol, "quote_ref")
+    stage.show("engines", "list")
+    late = planted(truth, "late_curve").facts
+    held = curve_date(stage)
+    demand(held == late["held_until_repair"], f"the curve of {held} holds, because that of {late['curve_date']} is late")
     demand(found == 390, f"{without.symbol} has trades and never a quote: all its 390 quote cells are suspect")
+
+
+def curve_date(stage: Stage) -> str:
+    """The date of the curve that an option's first window names."""
+    row = stage.ask("row", "O:ACME", f"{SESSION}T09:30", "--payload")
+    day = str(row["slots"]["rf_rate_ref"]["payload"]["curve_date"])
+    return f"{day[:4]}-{day[4:6]}-{day[6:]}"
 
 
 def repair(stage: Stage, folder: Path) -> None:
@@ -216,7 +229,7 @@ def compare(stage: Stage, reference: Stage, whole: Truth) -> None:
             raise NotTrue(f"the digest of {column} differs from the undamaged run's")
     demand(digest["digest"] == expected["digest"], f"digest equals the undamaged run's: {digest['digest'][:16]}")
     counts = stage.ask("coverage", SESSION)["columns"]
-    for column in ("trade_ref", "quote_ref"):
+    for column in ("rf_rate_ref", "trade_ref", "quote_ref"):
         total = counts[column]["filled"] + counts[column]["empty"] + counts[column]["cleared"]
         demand(
             counts[column]["filled"] == total and not counts[column]["suspect"], f"{column}: 100 % filled, none suspect"
