@@ -180,6 +180,12 @@ class FlatFileEngine:
         ids = sorted(rows)
         refused = sorted(name for name, known_id in known.items() if known_id is None)
         bad = [BadRow(line, reason) for line, reason in report.quarantined]
+        for line in bad:
+            text = f"{self.name}: {arguments.path}: line {line.line}: {line.reason}; the line was left out"
+            self._context.log("warning", text)
+        if report.rejected:
+            counts = ", ".join(f"{number} {reason}" for reason, number in sorted(report.rejected.items()))
+            self._context.log("warning", f"{self.name}: {arguments.path}: rows rejected: {counts}")
         self._state.sources.put(
             SourceRecord(
                 dataset=arguments.dataset.value,

@@ -532,6 +532,9 @@ class Reading:
                 "worker_deaths": counts.deaths,
                 "running": running,
                 "failures": failures,
+                "waiting": [
+                    {"cause": one.cause, "session": one.session, "detail": one.detail} for one in engine.waiting()[:200]
+                ],
                 "hooks": engine.describe_priority_hooks(),
             },
         )

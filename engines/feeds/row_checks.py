@@ -5,7 +5,7 @@ Rules, in order; a row is counted under the first that it breaks:
 
 - an option ticker that is not in OPRA form (``malformed_option_ticker``)
 - a time below 0 (``negative_sip_timestamp``), a time outside the session's local day (``other_day``)
-- a price or size that is NaN, below 0 or infinite (``not_a_number_…``, ``negative_…``, ``overflowing_…``); a trade's price
+- a price or size that is NaN, below 0, or 2**53 and above (``not_a_number_…``, ``negative_…``, ``overflowing_…``); a trade's price
   of 0 (``zero_price``). A trade's size may be 0 (official opening and closing prices, corrections), and so may any
   price and size of a quote (a side without interest)
 - a ticker that nobody wants (counted as unwanted, not as rejected)
@@ -35,7 +35,8 @@ from engines.feeds.pass_report import PassReport
 from engines.feeds.session_window import SessionWindow
 from ledger.columns import Dataset
 
-_INFINITY: Final = float("inf")
+_TOO_LARGE: Final = 2.0**53
+"""From here on a double no longer counts by ones; no price or size is that large."""
 
 BoolArray = NDArray[np.bool_]
 IntArray = NDArray[np.int64]
@@ -146,7 +147,7 @@ class RowChecks:
         rules = [("malformed_option_ticker", bad_ticker), ("negative_sip_timestamp", times < 0), ("other_day", ~of_day)]
         for name, values in floats:
             rules += [(f"not_a_number_{name}", np.isnan(values)), (f"negative_{name}", values < 0)]
-            rules += [(f"overflowing_{name}", np.isinf(values))]
+            rules += [(f"overflowing_{name}", values >= _TOO_LARGE)]
             rules += [(f"zero_{name}", values == 0)] if name in self._columns.positive else []
         kept = np.ones(frame.height, np.bool_)
         for reason, broken in rules:
@@ -174,7 +175,7 @@ def _within(values: NDArray[np.float64], *, positive: bool) -> bool:
     if not len(values):
         return True
     lowest = values.min()
-    return bool((lowest > 0 if positive else lowest >= 0) and values.max() < _INFINITY)
+    return bool((lowest > 0 if positive else lowest >= 0) and values.max() < _TOO_LARGE)
 
 
 def _lengths(starts: IntArray, rows: int) -> IntArray:
