@@ -30,12 +30,13 @@ class GuardLimits:
     """
     When the guard acts.
 
-    No connection is admitted while the next descriptor's number is at or above ``full_share`` of the limit, or ``full_most``.
+    No connection is admitted while the next descriptor's number is at or above ``full_share`` of the limit, within ``full_least`` and ``full_most``.
     Then processes that hold more than ``connections_per_process`` lose theirs. ``memory_growth_bytes`` is anonymous memory gained since the guard last found no
     connection with input waiting; ``pending_bytes`` is input waiting in one connection that makes it a suspect.
     """
 
-    full_share: float = 0.25
+    full_share: float = 0.125
+    full_least: int = 48
     full_most: int = 4_096
     connections_per_process: int = 32
     memory_growth_bytes: int = 32 << 20
@@ -52,7 +53,7 @@ class Guard:
         self._listening = listening
         self._limits = limits
         self._monotonic = monotonic
-        self._full_mark = min(int(soft * limits.full_share), limits.full_most)
+        self._full_mark = min(max(int(soft * limits.full_share), limits.full_least), limits.full_most)
         self._memory_base = anonymous_bytes()
         self._next = 0.0
         self.connections_ended = 0

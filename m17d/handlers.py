@@ -32,6 +32,19 @@ from m17d.tracing import Tracing
 from m17d.upkeep import Upkeep
 from m17d.wholeness import Wholeness, facts_of
 
+Change = (
+    protocol.ClearRequest | protocol.RefreshRequest | protocol.UndoRequest | protocol.AcceptRequest
+    | protocol.PriorityAddRequest | protocol.PriorityRemoveRequest | protocol.EnginesControlRequest
+    | protocol.SessionsOpenRequest | protocol.BackupRequest | protocol.GcRequest
+)  # fmt: skip
+"""Requests that change something."""
+Care = (
+    protocol.AuditRequest | protocol.OperationRequest | protocol.EnginesListRequest | protocol.PriorityListRequest
+    | protocol.PriorityShowRequest | protocol.MetricsRequest | protocol.DoctorRequest | protocol.VerifyRequest
+    | protocol.ReportRequest | protocol.SubscribeRequest | protocol.CreditRequest | protocol.CancelRequest
+)  # fmt: skip
+"""Requests about the daemon itself."""
+
 
 class Handlers:
     """Answers requests over one state; see :class:`m17d.server.Handler`."""
@@ -56,6 +69,8 @@ class Handlers:
 
     def handle(self, request: Request, context: Context) -> Answer:
         """The answer to one request; raises LedgerError or Refused."""
+        if isinstance(request, Change):
+            return self._change(request, context)
         match request:
             case protocol.HelloRequest():
                 return self._hello(context)
@@ -75,24 +90,12 @@ class Handlers:
                 return self.reading.payload(request)
             case protocol.WhyRequest():
                 return self.explaining.why(request)
-            case protocol.ExportRequest():
-                return self.reading.export(request)
-            case protocol.MetricsRequest():
-                return outcomes.MetricsReply(text=self.exposition.text())
             case protocol.LineageRequest():
                 return self.tracing.lineage(request)
+            case protocol.ExportRequest():
+                return self.reading.export(request)
             case protocol.WaitRequest():
                 return self.wholeness.wait(request)
-            case protocol.PriorityListRequest():
-                return self.wholeness.regions()
-            case protocol.PriorityShowRequest():
-                return self.wholeness.show(request.id)
-            case protocol.PriorityAddRequest():
-                return self._priority(self.wholeness.add(request, context), "priority add", context)
-            case protocol.PriorityRemoveRequest():
-                return self._priority(self.wholeness.remove(request.id), "priority rm", context)
-            case protocol.AcceptRequest():
-                return self.changing.accept(request, context)
             case protocol.SymbolsListRequest():
                 return self.reading.symbols(request.symbols)
             case protocol.SymbolsResolveRequest():
@@ -101,30 +104,56 @@ class Handlers:
                 return self.reading.sessions()
             case protocol.DigestRequest():
                 return self.reading.digest(request.session)
+            case _:
+                return self._look_after(request, context)
+
+    def _look_after(self, request: Care, context: Context) -> Answer:
+        """The reads about the daemon itself rather than its cells."""
+        match request:
             case protocol.AuditRequest():
                 return self._audit(request)
             case protocol.OperationRequest():
                 return self.remembering.record(request.key, context.peer)
             case protocol.EnginesListRequest():
                 return self.reading.engines()
-            case protocol.ClearRequest() | protocol.RefreshRequest():
-                return self.changing.take(request, context)
-            case protocol.UndoRequest():
-                return self.changing.undo(request, context)
-            case protocol.EnginesControlRequest():
-                return self._control(request, context)
-            case protocol.BackupRequest():
-                return self.upkeep.backup(request)
-            case protocol.GcRequest():
-                return self.upkeep.collect(request)
+            case protocol.PriorityListRequest():
+                return self.wholeness.regions()
+            case protocol.PriorityShowRequest():
+                return self.wholeness.show(request.id)
+            case protocol.MetricsRequest():
+                return outcomes.MetricsReply(text=self.exposition.text())
             case protocol.DoctorRequest():
                 return self.upkeep.doctor()
-            case protocol.SessionsOpenRequest():
-                return self._open_session(request)
+            case protocol.VerifyRequest():
+                return self.upkeep.verify(request)
             case protocol.ReportRequest():
                 return self._report(request)
             case protocol.SubscribeRequest() | protocol.CreditRequest() | protocol.CancelRequest():
                 raise AssertionError("the server answers these itself")
+            case _:
+                assert_never(request)
+
+    def _change(self, request: Change, context: Context) -> Answer:
+        """The requests that change something; the server has checked role and key."""
+        match request:
+            case protocol.ClearRequest() | protocol.RefreshRequest():
+                return self.changing.take(request, context)
+            case protocol.UndoRequest():
+                return self.changing.undo(request, context)
+            case protocol.AcceptRequest():
+                return self.changing.accept(request, context)
+            case protocol.PriorityAddRequest():
+                return self._priority(self.wholeness.add(request, context), "priority add", context)
+            case protocol.PriorityRemoveRequest():
+                return self._priority(self.wholeness.remove(request.id), "priority rm", context)
+            case protocol.EnginesControlRequest():
+                return self._control(request, context)
+            case protocol.SessionsOpenRequest():
+                return self._open_session(request)
+            case protocol.BackupRequest():
+                return self.upkeep.backup(request)
+            case protocol.GcRequest():
+                return self.upkeep.collect(request)
             case _:
                 assert_never(request)
 

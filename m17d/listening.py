@@ -35,6 +35,7 @@ SOCKET_PATH_BYTES_MAX: Final = 107
 """Longest path of a Unix socket that Linux takes, without the closing zero."""
 BACKLOG_MAX: Final = 512
 """Connections that wait in the kernel while the daemon recovers or has taken its listener back; fewer where descriptors are."""
+_GREETING_SECONDS: Final = 10.0
 _SYSTEMD_FIRST_DESCRIPTOR: Final = 3
 _CREDENTIALS: Final = struct.Struct("=3i")
 
@@ -98,11 +99,27 @@ class Listening:
         return self._admitting
 
     def attach(self, router: zmq.Socket[bytes]) -> None:
-        """Hand a duplicate of the descriptor to the router, which accepts from now on and closes it in the end."""
+        """
+        Hand a duplicate of the descriptor to the router, which accepts from now on and closes it in the end.
+
+        Raises:
+            ListeningError: the router accepts nobody.
+        """
         self._handed = os.dup(self._socket.fileno())
         router.setsockopt(zmq.USE_FD, self._handed)
         router.bind(f"ipc://{self._name}")
         self._admitting = True
+        # ZeroMQ registers the descriptor from a thread of its own, some time after bind; were the valve closed by then, it
+        # would watch the wrong socket for ever. It has registered once it greets somebody.
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as first:
+                first.settimeout(_GREETING_SECONDS)
+                first.connect(str(self.path))
+                greeting = first.recv(1)
+        except OSError as error:
+            raise self._deaf(str(error)) from None
+        if not greeting:
+            raise self._deaf("it hung up")
 
     def admit(self, admitting: bool) -> None:
         """Open or close the valve; takes effect at once. It must be open when the router is closed."""
@@ -150,6 +167,12 @@ class Listening:
                     ended += 1
                 peer.detach()
         return ended
+
+    def _deaf(self, reason: str) -> ListeningError:
+        text = f"a first connection to {self.path} was not answered: {reason}"
+        return ListeningError(
+            text, "see that this user may open the socket it made (mode and group)", path=str(self.path)
+        )
 
     def _accepted(self, number: int) -> socket.socket | None:
         """A view of a descriptor that is an accepted connection of ours; the caller detaches it."""

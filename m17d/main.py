@@ -104,6 +104,58 @@ def check_config(
         print(line)
 
 
+@app.command()
+def roll(
+    year: Annotated[int, typer.Option("--year", help="The new year.", show_default=False)],
+    state: Annotated[Path, typer.Option("--state", help="Directory to make for it.", show_default=False)],
+    old: Annotated[Path, typer.Option("--from", help="The state of the year before; it stays as it is.")] = Path(
+        "ledger.state"
+    ),
+    keep_symbols: Annotated[
+        str | None, typer.Option("--keep-symbols", help="Glob of symbols that get their ids at once, in the old order.")
+    ] = None,
+) -> None:
+    """Make the state of a new year, of the same exchange and option rows as the old one."""
+    from ledger.state import create_state, open_state
+
+    kept = 0
+    with _errors():
+        with open_state(old, readonly=True) as before:
+            exchange, option_rows = before.exchange, before.option_rows
+            names = [before.symbols.name(one) for one in before.symbols.glob(keep_symbols)] if keep_symbols else []
+        create_state(state, year=year, exchange=exchange, option_rows=option_rows)
+        if names:
+            with open_state(state) as opened:
+                kept = len(opened.symbols.allocate(names).allocated)
+                opened.symbols.flush()
+    print(f"made {state} for {exchange} {year}, with {kept} symbols of {old}")
+
+
+@app.command()
+def verify(
+    state: Annotated[Path, typer.Option("--state", help="Directory to check.", show_default=False)],
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Check a state directory that no daemon holds; exit 1 when something is wrong."""
+    import msgspec
+
+    from ledger.check import Checked, verify
+    from ledger.state import open_state
+    from m17d.upkeep import verify_reply
+
+    checked = Checked()
+    with _errors(), open_state(state) as opened:
+        for _ in verify(opened, checked):
+            pass
+    if json:
+        print(msgspec.json.encode(verify_reply(checked)).decode())
+    else:
+        print(f"{checked.slots:,} slots, {checked.payloads:,} payloads, {checked.artifacts:,} artifacts")
+        for finding in checked.findings:
+            print(f"{finding.code}: {finding.message} ({finding.where}); {finding.hint}")
+    raise typer.Exit(1 if checked.findings else 0)
+
+
 def main() -> None:
     """Entry point of ``m17d``."""
     if not __debug__:

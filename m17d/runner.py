@@ -17,16 +17,17 @@ from typing import Any, Final
 
 import numpy as np
 
-from engines.contract import Batch, Engine, Health, Task
+from engines.contract import Batch, Deriving, Engine, Health, Task
 from ledger.absence import absent_symbols, suspicions
-from ledger.columns import Flag, Source
+from ledger.columns import RAW_COLUMNS, Flag, Source
 from ledger.errors import LedgerError, SpaceError, StateFull
 from ledger.state import State
-from m17d.committing import Counts, Seen, commit, fill_no_rows, look
+from m17d.committing import Counts, Seen, commit, commit_no_rows, fill_no_rows, look
 from m17d.pool import ATTEMPTS_MAX, Died, Done, Failed, Pool
 
 PLAN_INTERVAL_S: Final = 0.5
 _RETRY_FULL_S: Final = 2.0
+_LOOK_INTERVAL_S: Final = 0.05
 _SETTLE_SYMBOLS: Final = 16
 
 
@@ -118,7 +119,12 @@ class Runner:
         """True when nothing runs, nothing waits to be committed or settled, and no engine has a task."""
         if self.pool.running() or self._commits or self._settling or self._unsettled:
             return False
-        return not self._candidates(1)
+        return not self._candidates(1) and not self._is_looking()
+
+    def _is_looking(self) -> bool:
+        """True while an engine that runs may still come upon work."""
+        engines = [engine for name, engine in self.engines.items() if name not in self.paused | self.trouble]
+        return any(engine.is_looking() for engine in engines if isinstance(engine, Deriving))
 
     def descriptors(self) -> list[int]:
         """Descriptors that bring work, for the daemon's poll."""
@@ -161,17 +167,36 @@ class Runner:
         heavy_max = max(1, self.pool.size - 1)
         started = 0
         for task in self._candidates(places):
+            if not task.compute:
+                self._start_commit(task)
+                continue
             if started == places:
                 break
             if task.heavy and heavy >= heavy_max:
                 continue
             self._seen[task.key] = look(self.state, self.engines[task.engine].writes, task.session, task.symbols)
             self.pool.start(task)
-            self.on_change("task", {"engine": task.engine, "key": task.key, "state": "started"})
+            self._tell_started(task)
             heavy += task.heavy
             started += 1
         if not started:
-            self._planned_s = now_s + PLAN_INTERVAL_S
+            self._planned_s = now_s + (_LOOK_INTERVAL_S if self._is_looking() else PLAN_INTERVAL_S)
+
+    def _start_commit(self, task: Task) -> None:
+        """A task with nothing to compute goes to the commit at once."""
+        self._commits.append(_Commit(task, Batch(), Seen({})))
+        self._tell_started(task)
+
+    def _tell_started(self, task: Task) -> None:
+        engine = self.engines[task.engine]
+        if isinstance(engine, Deriving):
+            engine.started(task)
+        self.on_change("task", {"engine": task.engine, "key": task.key, "state": "started"})
+
+    def _tell_ended(self, task: Task) -> None:
+        engine = self.engines[task.engine]
+        if isinstance(engine, Deriving):
+            engine.ended(task)
 
     def _collect(self) -> None:
         for result in self.pool.collect():
@@ -180,7 +205,9 @@ class Runner:
             if isinstance(result, Done):
                 self._attempts.pop(result.task.key, None)
                 self._commits.append(_Commit(result.task, result.batch, seen))
-            elif isinstance(result, Died):
+                continue
+            self._tell_ended(result.task)
+            if isinstance(result, Died):
                 self._died(result)
             else:
                 self._failed(result)
@@ -233,7 +260,11 @@ class Runner:
             one = self._commits[0]
             if one.steps is None:
                 one.counts = Counts()
-                one.steps = commit(self.state, one.task, one.batch, one.seen, one.counts)
+                one.steps = (
+                    commit(self.state, one.task, one.batch, one.seen, one.counts)
+                    if one.task.compute
+                    else commit_no_rows(self.state, one.task, one.counts)
+                )
             try:
                 progress = next(one.steps)
             except StopIteration:
@@ -277,8 +308,11 @@ class Runner:
                 f"{task.engine}: symbol cap {self.state.symbols.symbols_max} reached: "
                 f"{len(counts.refused)} new symbols refused ({named}); rows of known symbols were kept",
             )
+        self._tell_ended(task)
         self.engines[task.engine].finished(task, one.batch)
-        self._unsettled[task.session] = None
+        if any(column in RAW_COLUMNS for column in self.engines[task.engine].writes):
+            self._unsettled[task.session] = None
+        self._planned_s = 0.0
         self._log(
             "info",
             f"{task.engine}: {task.key}: {counts.applied} cells set, {counts.unchanged} unchanged"

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ledger.backup import Copied, backup, finish
+from ledger.check import Checked, verify
 from ledger.collection import DAY_NS, Collected, collect
 from ledger.state import State
 from m17d import outcomes, protocol
@@ -39,6 +40,13 @@ class Upkeep:
         self.runner = runner
         self.config = config
         self._busy = ""
+
+    def verify(self, request: protocol.VerifyRequest) -> Iterator[outcomes.VerifyReply | None]:
+        """Walk one session, or everything, between requests."""
+        checked = Checked()
+        for _ in verify(self.state, checked, request.session):
+            yield None
+        yield verify_reply(checked)
 
     @contextlib.contextmanager
     def _alone(self, what: str) -> Iterator[None]:
@@ -162,6 +170,22 @@ class Upkeep:
                 )
             )
         return outcomes.DoctorReply(facts=facts, findings=findings)
+
+
+def verify_reply(checked: Checked) -> outcomes.VerifyReply:
+    """What a walk found, as the wire shows it."""
+    return outcomes.VerifyReply(
+        slots=checked.slots,
+        payloads=checked.payloads,
+        artifacts=checked.artifacts,
+        orphans=outcomes.Orphans(
+            files=checked.orphan_files, bytes=checked.orphan_bytes, records=checked.orphan_records
+        ),
+        findings=[
+            outcomes.Finding(code=one.code, message=one.message, hint=one.hint, where=one.where)
+            for one in checked.findings
+        ],
+    )
 
 
 def file_system_kind(path: Path) -> str:
