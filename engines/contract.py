@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -24,6 +24,7 @@ class Task:
     One unit of work, at most about 5 s of it unless ``heavy``.
 
     ``compute`` is ``package.module:function``; it is called in a worker with ``arguments`` and a :class:`Workplace`.
+    Where it is empty there is nothing to compute: ``arguments`` is a list of :class:`NoRowsCells` that the daemon sets.
     """
 
     engine: str
@@ -105,6 +106,23 @@ class CellSpan:
 
 
 @dataclass(frozen=True, slots=True)
+class NoRowsCells:
+    """
+    Cells of one column that have no rows, whatever a worker would compute; arrays [n].
+
+    ``symbol_ids`` and ``minutes`` i64 (minutes from the open), ``inputs`` u32 prints, ``versions`` u32 as the plan saw
+    them, ``flags`` u8 beside the no-rows flag.
+    """
+
+    column: Column
+    symbol_ids: np.ndarray
+    minutes: np.ndarray
+    inputs: np.ndarray
+    versions: np.ndarray
+    flags: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
 class Batch:
     """What a task made. ``report`` is the engine's own, picklable, and comes back to :meth:`Engine.finished`."""
 
@@ -162,6 +180,10 @@ class Context(Protocol):
     def start_number(self) -> int:
         """Number of this daemon start; names artifacts."""
 
+    @property
+    def auto_recompute_sessions(self) -> int:
+        """How many of the newest sessions are remade unasked when a recipe changes."""
+
     def log(self, level: str, message: str) -> None:
         """One line of the daemon's log; level info, warning or error."""
 
@@ -204,6 +226,26 @@ class Engine(Protocol):
 
     def backlog(self) -> int:
         """Tasks that it knows of and that have not been done, running ones included; an estimate."""
+
+
+@runtime_checkable
+class Deriving(Protocol):
+    """What an engine that makes cells from cells can also do; see ``engines.derived``."""
+
+    def is_looking(self) -> bool:
+        """True while it has not looked at everything that changed, so that no task does not mean no work."""
+
+    def started(self, task: Task) -> None:
+        """The task was given to a worker, or to the commit."""
+
+    def ended(self, task: Task) -> None:
+        """The task is over: committed, failed, or its worker died."""
+
+    def stale(self, session: str, column: Column, symbol_ids: np.ndarray) -> np.ndarray:
+        """bool[n, minutes]: filled cells whose inputs are all filled and whose print is not what it would be now."""
+
+    def stale_by_recipe(self, session: str, column: Column, symbol_ids: np.ndarray) -> np.ndarray:
+        """bool[n, minutes]: those of the stale cells that another recipe made."""
 
 
 @dataclass(frozen=True, slots=True)

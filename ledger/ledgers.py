@@ -125,7 +125,7 @@ class Ledger:
         """Set right what a crash or a flipped bit left wrong: broken seals, dangling ids, pending cells."""
         broken = list(rows.broken)
         dangling = [] if rows.clean else self._dangling(rows)
-        pending = [
+        pending: list[tuple[Column, Any, Any]] = [
             (column, *np.nonzero(rows.status[rows.column_index(column)] == Status.PENDING)) for column in rows.columns
         ]
         claimed = sum(len(symbols) for _, symbols, _ in pending)
@@ -315,8 +315,21 @@ class Ledger:
                 flags=Flag(int(flags)),
                 expected_version=None if expected_version is None else int(expected_version),
             )
-        cells = np.asarray(symbol_id)
-        outcome = np.zeros(len(cells), dtype=np.uint8)
+        named = {"inputs": inputs, "flags": flags, "expected_versions": expected_version}
+        return self._set_cells(column, np.asarray(symbol_id), minute_idx, payload_id, checksum, source, named)
+
+    def _set_cells(
+        self,
+        column: Column,
+        symbol_ids: np.ndarray,
+        minute_idx: Any,
+        payload_id: Any,
+        checksum: Any,
+        source: Source,
+        named: dict[str, Any],
+    ) -> np.ndarray:
+        """Fill many cells, session by session; what is an array has one element a cell."""
+        outcome = np.zeros(len(symbol_ids), dtype=np.uint8)
 
         def pick(values: Any, positions: np.ndarray) -> Any:
             return values if values is None or np.ndim(values) == 0 else np.asarray(values)[positions]
@@ -324,15 +337,13 @@ class Ledger:
         for rows, positions, minutes in self._by_session(minute_idx):
             outcome[positions] = rows.set_many(
                 column,
-                cells[positions],
+                symbol_ids[positions],
                 minutes,
                 pick(payload_id, positions),
                 pick(checksum, positions),
-                inputs=pick(inputs, positions),
                 source=source,
-                flags=pick(flags, positions),
-                expected_versions=pick(expected_version, positions),
                 now_ns=self._system.now_ns(),
+                **{name: pick(values, positions) for name, values in named.items()},
             )
         return outcome
 

@@ -19,6 +19,7 @@ import numpy as np
 from ledger.absence import dataset_of
 from ledger.audit import Operator as AuditOperator
 from ledger.columns import RAW_COLUMNS, Column, Flag, Status
+from ledger.dependents import Masks, dependents
 from ledger.rows import SessionRows
 from ledger.sources import SourceRecord, SourceState
 from ledger.state import State
@@ -75,12 +76,18 @@ class Changing:
         """Clear a range, or mark it wanted; yields None between steps and the reply last."""
         clearing = isinstance(request, protocol.ClearRequest)
         selection = self.reading.select(request.range)
-        columns = self._with_dependents(request.columns) if request.cascade else request.columns
         plan = _Plan()
-        for column in columns:
-            self._find(selection, column, plan, clearing=clearing)
+        chosen: Masks = {}
+        for column in request.columns:
+            chosen[column] = self._choose(selection, column, None if clearing else request, clearing=clearing)
             yield None
-        self._behind(selection, columns, plan)
+        behind = dependents(self.state, selection.seq, chosen)
+        yield None
+        self._plan_taken(selection, chosen, behind if request.cascade else {}, plan)
+        for column, mask in behind.items():
+            if not request.cascade:
+                plan.dependents[column] = int(np.count_nonzero(mask & ~chosen.get(column, np.False_)))
+        yield None
         self._judge(request, plan, clearing=clearing)
         if request.dry_run:
             yield self._reply("", plan, dry_run=True)
@@ -98,35 +105,45 @@ class Changing:
         self.runner.wake()
         yield self._reply(operation, plan, dry_run=False)
 
-    @staticmethod
-    def _with_dependents(columns: list[Column]) -> list[Column]:
-        from ledger.columns import UPSTREAM
-
-        chosen = set(columns)
-        for column in Column:
-            if chosen.intersection(UPSTREAM[column]):
-                chosen.add(column)
-        return [column for column in Column if column in chosen]
-
-    def _find(self, selection: Selection, column: Column, plan: _Plan, *, clearing: bool) -> None:
+    def _choose(
+        self, selection: Selection, column: Column, refresh: protocol.RefreshRequest | None, *, clearing: bool
+    ) -> np.ndarray:
+        """bool[symbols, minutes]: the cells of a column that the range itself names and the operation would change."""
+        minutes = int(self.state.calendar.minutes[selection.seq])
+        mask = np.zeros((len(self.state.symbols), minutes), dtype=bool)
         ledger = self.state.ledger_of(column)
-        cells = len(selection.symbol_ids) * selection.minutes
         if not ledger.exists(selection.seq):
-            return
+            return mask
         rows = ledger.session(selection.seq)
-        index = rows.column_index(column)
-        status = rows.status[index, selection.symbol_ids, selection.first : selection.last]
+        index, window = rows.column_index(column), slice(selection.first, selection.last)
+        status = rows.status[index, selection.symbol_ids, window]
         wanted = status == Status.FILLED
         if clearing:
             wanted |= status == Status.PENDING
         else:
-            flags = rows.flags[index, selection.symbol_ids, selection.first : selection.last]
-            wanted &= flags & np.uint8(Flag.WANTED) == 0
-        at, minutes = np.nonzero(wanted)
-        symbol_ids, minutes = selection.symbol_ids[at], minutes + selection.first
-        slots = rows.slots(column, symbol_ids, minutes)
-        plan.taken.append(_Taken(column, rows, symbol_ids, minutes, slots, cells - len(symbol_ids)))
-        self._count_refillable(selection.session, column, symbol_ids, plan)
+            wanted &= rows.flags[index, selection.symbol_ids, window] & np.uint8(Flag.WANTED) == 0
+        if refresh is not None and refresh.stale is not None:
+            by_recipe = refresh.stale == "recipe"
+            wanted &= self.reading.stale(selection.session, column, selection.symbol_ids, by_recipe)[:, window]
+        mask[selection.symbol_ids, window] = wanted
+        return mask
+
+    def _plan_taken(self, selection: Selection, chosen: Masks, behind: Masks, plan: _Plan) -> None:
+        """The cells that go: those of the range, and those behind them."""
+        for column in Column:
+            ledger = self.state.ledger_of(column)
+            if (column not in chosen and column not in behind) or not ledger.exists(selection.seq):
+                continue
+            mask = chosen.get(column, np.False_) | behind.get(column, np.False_)
+            symbol_ids, minutes = np.nonzero(mask)
+            rows = ledger.session(selection.seq)
+            untouched = 0
+            if column in chosen:
+                inside = int(np.count_nonzero(mask[selection.symbol_ids, selection.first : selection.last]))
+                untouched = len(selection.symbol_ids) * selection.minutes - inside
+            slots = rows.slots(column, symbol_ids, minutes)
+            plan.taken.append(_Taken(column, rows, symbol_ids, minutes, slots, untouched))
+            self._count_refillable(selection.session, column, symbol_ids, plan)
 
     def _count_refillable(self, session: str, column: Column, symbol_ids: np.ndarray, plan: _Plan) -> None:
         """From where each cell could be made again: its source's file, REST, other cells, or nowhere."""
@@ -158,21 +175,6 @@ class Changing:
         if record is not None and record.state in (SourceState.COMPLETE, SourceState.ABSENT):
             return "flat_file"
         return "none"
-
-    def _behind(self, selection: Selection, columns: list[Column], plan: _Plan) -> None:
-        """How many filled cells of other columns were made from the cells that go; counted by column and range."""
-        from ledger.columns import UPSTREAM
-
-        touched = {one.column for one in plan.taken if len(one.symbol_ids)}
-        for column in Column:
-            if column in columns or not touched.intersection(UPSTREAM[column]):
-                continue
-            ledger = self.state.ledger_of(column)
-            if not ledger.exists(selection.seq):
-                continue
-            rows = ledger.session(selection.seq)
-            status = rows.status[rows.column_index(column), selection.symbol_ids, selection.first : selection.last]
-            plan.dependents[column] = int(np.count_nonzero(status == Status.FILLED))
 
     @staticmethod
     def _judge(request: protocol.ClearRequest | protocol.RefreshRequest, plan: _Plan, *, clearing: bool) -> None:

@@ -130,7 +130,15 @@ class Explaining:
             (f"m17ctl refill {column.value} {words} --cause 'feed gap'"),
         )
         yield "wanted", filled & (flags & np.uint8(Flag.WANTED) != 0), "a refresh was asked for and is not done", ""
-        yield "stale", filled & cells.stale, "made from inputs that have changed since; it is planned again", ""
+        if cells.stale.any():
+            by_recipe = self.reading.stale(selection.session, column, cells.symbol_ids, True)
+            yield (
+                "recipe",
+                filled & cells.stale & by_recipe,
+                "made by another recipe; only the newest sessions are made again unasked",
+                f"m17ctl refresh {column.value} {words} --stale recipe --cause 'new recipe'",
+            )
+            yield "stale", filled & cells.stale, "made from inputs that have changed since; it is planned again", ""
         yield "no_data", filled & cells.no_data, "the complete source has no rows there", ""
         yield "filled", filled, "", ""
         yield "pending", state == Status.PENDING, "an engine is at work on these cells", "m17ctl engines list"
@@ -192,7 +200,7 @@ class Explaining:
             cells = self.reading.planes(selection.session, source, selection.symbol_ids, options)
             missing = unset & (cells.state != Status.FILLED) & (cells.state != 4)
             for cause, mask, detail, remedy in self._causes(selection, source, cells, options):
-                if cause not in ("filled", "no_data", "not_applicable", "stale", "suspect", "partial", "wanted"):
+                if cause not in ("filled", "no_data", "not_applicable", "stale", "recipe", "suspect", "partial", "wanted"):
                     yield cause, missing & mask, f"{source.value}: {detail}", remedy
 
     def _add(

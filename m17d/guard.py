@@ -30,7 +30,9 @@ class GuardLimits:
     """
     When the guard acts.
 
-    No connection is admitted while the next descriptor's number is at or above ``full_share`` of the limit, within ``full_least`` and ``full_most``.
+    No connection is admitted while the next descriptor's number is at or above ``full_share`` of the limit, but not below
+    ``full_least`` nor above ``full_most``. What lies between there and the limit is what a flood can take while this process
+    waits for a processor: a limit of 1,024 has held on a loaded machine, 256 has not.
     Then processes that hold more than ``connections_per_process`` lose theirs. ``memory_growth_bytes`` is anonymous memory gained since the guard last found no
     connection with input waiting; ``pending_bytes`` is input waiting in one connection that makes it a suspect.
     """

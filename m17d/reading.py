@@ -18,6 +18,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from engines.contract import Deriving
 from ledger.columns import Column, LedgerKind, PayloadKind, Source, Status
 from ledger.coverage import (
     COUNT_NAMES,
@@ -117,9 +118,32 @@ class Reading:
                     covered = one if covered is None else covered | one
         return covered
 
+    def stale(
+        self, session: str, column: Column, symbol_ids: np.ndarray, by_recipe: bool | None = None
+    ) -> np.ndarray:
+        """
+        Which filled cells would get another print if they were made now.
+
+        Args:
+            by_recipe: True for those that another recipe made, False for those whose inputs changed, None for both.
+
+        Returns:
+            bool[n, minutes].
+        """
+        minutes = int(self.state.calendar.minutes[self.state.calendar.session_seq(session)])
+        found = np.zeros((len(symbol_ids), minutes), dtype=bool)
+        for engine in self.runner.engines.values():
+            if column not in engine.writes or not isinstance(engine, Deriving):
+                continue
+            if by_recipe is not True:
+                found |= engine.stale(session, column, symbol_ids)
+            if by_recipe is not None:
+                recipe = engine.stale_by_recipe(session, column, symbol_ids)
+                found = recipe if by_recipe else found & ~recipe
+        return found
+
     def planes(self, session: str, column: Column, symbol_ids: np.ndarray, options: np.ndarray) -> Planes:
         """Cells of a column, with what the configured engines cover."""
-        stale: np.ndarray | None = None
         return planes(
             self.state,
             session,
@@ -128,7 +152,7 @@ class Reading:
             covered=self.covers(session, column),
             has_options=options,
             now_ns=self.state.system.now_ns(),
-            stale=stale,
+            stale=self.stale(session, column, symbol_ids),
         )
 
     # ---- status

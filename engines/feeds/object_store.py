@@ -460,21 +460,23 @@ def _translated(where: str, error: Exception) -> FeedError:
     from obstore import exceptions
 
     text = " ".join(str(error).split())[:300]
-    lower = text.lower()
-    if isinstance(error, exceptions.NotFoundError):
+    lower = str(error).lower()
+    if isinstance(error, exceptions.NotFoundError | FileNotFoundError) or "<code>nosuchbucket<" in lower:
         return SourceMissing(where, "no such object", "the file is not there yet, or bucket and prefix are wrong")
     if isinstance(error, exceptions.PreconditionError):
         return SourceReplaced(where, "the object was replaced while it was read", "it is read anew")
     denied = ("403 forbidden", "401 unauthorized", "accessdenied", "invalidaccesskeyid", "signaturedoesnotmatch")
-    kinds = (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError)
+    kinds = (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError, PermissionError)
     if isinstance(error, kinds) or any(word in lower for word in denied):
         return SourceRefused(where, "the store refuses the credentials", "check AWS_ACCESS_KEY_ID and its secret")
     if "dns error" in lower or "failed to lookup" in lower:
         return SourceUnreachable(where, "no such host (DNS)", "check M17_S3_ENDPOINT and the resolver")
     if any(word in lower for word in ("certificate", "tls", "handshake")):
         return SourceUnreachable(where, f"TLS failed: {text}", "check the certificates and the clock")
-    if any(word in lower for word in ("connection refused", "connect error", "error trying to connect", "tcp connect")):
+    if "connection refused" in lower:
         return SourceUnreachable(where, "nobody listens there", "check M17_S3_ENDPOINT")
+    if "error sending request" in lower:
+        return SourceUnreachable(where, "the connection failed", "check M17_S3_ENDPOINT and the network")
     return SourceFailing(where, text, "tried again later by itself")
 
 

@@ -11,9 +11,9 @@ from m17ctl.invocation import Connection
 from m17ctl.main import run
 from m17ctl.terminal import Terminal
 from m17d.envelopes import ReplyEnvelope
-from m17d.outcomes import Event, OperationReply, Operator, Progress, Refillable, SubscribeReply
+from m17d.outcomes import Event, OperationReply, Progress, Refillable, SubscribeReply
 from m17d.protocol import BulkRequest, HelloRequest, Request, SubscribeRequest
-from m17d.replies import BulkReply, Counts, HelloReply, Reply, RowReply, SlotReply
+from m17d.replies import BulkReply, Counts, HelloReply, Operator, Reply, RowReply, SlotReply
 
 Handler = Callable[[Request], Any]
 

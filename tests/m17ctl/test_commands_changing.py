@@ -119,8 +119,19 @@ def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
             AcceptReply(operation="op-8", accepted={Column.QUOTE_REF: 4}),
         ),
         (
-            tuple(
-                "priority add AIG 10:15 10:40 --priority 900 --session 2013-10-07 --columns trade_ref quote_ref".split()
+            (
+                "priority",
+                "add",
+                "AIG",
+                "10:15",
+                "10:40",
+                "--priority",
+                "900",
+                "--session",
+                "2013-10-07",
+                "--columns",
+                "trade_ref",
+                "quote_ref",
             ),
             PriorityAddRequest(
                 symbol="AIG",

@@ -163,7 +163,7 @@ def test_half_open_connections_are_dropped(daemon: tuple[subprocess.Popen[bytes]
 
 def test_descriptor_flood_neither_kills_nor_locks_out(tmp_path: Path) -> None:
     """More connections than the daemon has descriptors: it lives, and serves another process during and after the flood."""
-    process = start_process(tmp_path, descriptors=128)
+    process = start_process(tmp_path, descriptors=1_024)
     path = tmp_path / "d.sock"
     flood = []
     worst = 0.0
@@ -172,7 +172,7 @@ def test_descriptor_flood_neither_kills_nor_locks_out(tmp_path: Path) -> None:
     flooder = os.fork()
     if flooder == 0:
         # The flood comes from another process, as the guard tells them apart by pid.
-        for _ in range(3_000):
+        for _ in range(5_000):
             peer = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             peer.setblocking(False)
             try:
