@@ -16,10 +16,11 @@ import numpy as np
 
 from engines.contract import ArtifactFile, Batch, CellBlock, Task, TaskFailed, Workplace
 from engines.feeds.session_window import SessionWindow
-from ledger.columns import WINDOW_NS, Column, Dataset, Flag, OptionRows, PayloadKind, Source
+from engines.staging import StagedCells, cell_dtype
+from ledger.columns import WINDOW_NS, Column, Dataset, Flag, OptionRows, Source
 from ledger.content import cell_hashes, mix, row_hashes, text_hashes
 from ledger.frames import ArtifactWriter, WrittenArtifact
-from ledger.records import COMPRESSION_ZSTD, RECORD_DTYPE, blank
+from ledger.records import COMPRESSION_ZSTD, blank
 from ledger.roots import symbol_of
 
 if TYPE_CHECKING:
@@ -73,13 +74,6 @@ class PassResult:
     damaged: str = ""
 
 
-def cell_dtype(kind: PayloadKind) -> np.dtype[Any]:
-    """dtype of staged cells of a kind; see :class:`engines.contract.CellBlock`."""
-    return np.dtype(
-        [("symbol", "<u2"), ("minute", "<u2"), ("inputs", "<u4"), ("flags", "u1"), ("record", RECORD_DTYPE[kind])]
-    )
-
-
 def hash_rows(frame: polars.DataFrame, column: Column, dataset: Dataset) -> np.ndarray:
     """u64[rows], the row hashes of canonical rows; see :data:`HASHED`."""
     arrays = []
@@ -111,14 +105,23 @@ class CellSink:
     The artifact is written on a thread of its own, one chunk behind, so that reading and writing share the cores.
     """
 
-    def __init__(self, column: Column, dataset: Dataset, window: SessionWindow, path: Path, metadata: dict[str, str]) -> None:
+    def __init__(
+        self,
+        column: Column,
+        dataset: Dataset,
+        window: SessionWindow,
+        path: Path,
+        staged: Path,
+        metadata: dict[str, str],
+    ) -> None:
         self.column = column
         self.symbols: dict[str, int] = {}
         self.volume_outside: dict[str, float] = {}
         self.outside_facts: dict[str, float] = {}
         self.outside_rows: dict[str, list[int]] = {}
-        self.parts: list[np.ndarray] = []
         self.leads: dict[int, tuple[int, int, int]] = {}
+        self.staged = StagedCells(staged, column.payload_kind)
+        self._first: dict[int, int] = {}
         self._dataset = dataset
         self._window = window
         self._kind = column.payload_kind
@@ -135,7 +138,10 @@ class CellSink:
         if chunk.outside:
             self._take_outside(chunk, base, hashes)
         else:
-            self.parts.append(self._cells(chunk, base, hashes))
+            cells = self._cells(chunk, base, hashes)
+            at = self.staged.append(cells)
+            opening = np.flatnonzero(cells["minute"] == 0)
+            self._first.update(zip(cells["symbol"][opening].tolist(), (at + opening).tolist(), strict=True))
         self._wait()
         self._writing = self._thread.submit(self.writer.write, chunk.frame)
 
@@ -155,6 +161,7 @@ class CellSink:
         """Throw the attempt away."""
         self._thread.shutdown()
         self.writer.abort()
+        self.staged.abort()
 
     def _code(self, symbol: str) -> int:
         return self.symbols.setdefault(symbol, len(self.symbols))
@@ -213,28 +220,28 @@ class CellSink:
         for name, value in found.items():
             self.outside_facts[name] = self.outside_facts.get(name, 0) + (value or 0)
 
-    def cells(self) -> np.ndarray:
-        """All cells, with the leads worked into the first windows; a lead without a first window makes one of no rows."""
-        cells = np.concatenate(self.parts) if self.parts else np.zeros(0, dtype=cell_dtype(self._kind))
-        if not self.leads:
-            return cells
-        first = {int(cells["symbol"][at]): int(at) for at in np.flatnonzero(cells["minute"] == 0)}
-        extra = np.zeros(len(self.leads.keys() - first.keys()), dtype=cells.dtype)
-        for at, code in enumerate(sorted(self.leads.keys() - first.keys())):
-            records = blank(self._kind, 1)
-            none = np.zeros(1, dtype=np.int64)
+    def finish_cells(self) -> int:
+        """
+        Work the leads into the first windows and close the staged cells; how many there are.
+
+        A lead without a first window makes one of no rows.
+        """
+        for code in sorted(self.leads.keys() - self._first.keys()):
+            cell = np.zeros(1, dtype=self.staged.dtype)
+            records, none = blank(self._kind, 1), np.zeros(1, dtype=np.int64)
             opening = np.array([self._window.open_ns])
             records["content_hash"] = cell_hashes(self._kind, opening, none, none, np.zeros(0, dtype=np.uint64))
             records["source"], records["artifact_id"] = int(Source.FLAT_FILE), 1
-            extra[at] = (code, 0, 0, int(Flag.NO_ROWS), records[0])
-            first[code] = len(cells) + at
-        cells = np.concatenate([cells, extra])
-        for code, (start, count, lead_hash) in self.leads.items():
-            at = first[code]
-            record = cells["record"][at : at + 1]
-            record["lead_start"], record["lead_count"] = start, count
-            record["content_hash"] = mix(record["content_hash"] ^ np.uint64(lead_hash))
-        return cells
+            cell[0] = (code, 0, 0, int(Flag.NO_ROWS), records[0])
+            self._first[code] = self.staged.append(cell)
+        cells = self.staged.finish()
+        if cells is not None:
+            for code, (start, count, lead_hash) in self.leads.items():
+                record = cells["record"][self._first[code] : self._first[code] + 1]
+                record["lead_start"], record["lead_count"] = start, count
+                record["content_hash"] = mix(record["content_hash"] ^ np.uint64(lead_hash))
+            cells.flush()
+        return self.staged.count
 
 
 def run(task: Task, workplace: Workplace) -> Batch:
@@ -249,12 +256,13 @@ def run(task: Task, workplace: Workplace) -> Batch:
 
     arguments: PassArguments = task.arguments
     column = arguments.dataset.column
+    staged = workplace.temporary / f"{workplace.batch_name}-cells.npy"
     folder = workplace.artifact_root / column.value.removesuffix("_ref") / arguments.window.date
     path = folder / f"{workplace.batch_name}-{arguments.dataset.value.partition('/')[0]}.parquet"
     sinks: list[CellSink] = []
 
     def open_sink() -> CellSink:
-        sinks.append(CellSink(column, arguments.dataset, arguments.window, path, _metadata(arguments)))
+        sinks.append(CellSink(column, arguments.dataset, arguments.window, path, staged, _metadata(arguments)))
         return sinks[-1]
 
     try:
@@ -270,7 +278,7 @@ def run(task: Task, workplace: Workplace) -> Batch:
         )
     except SourceDamaged as damage:
         raise TaskFailed(str(damage), hint=damage.hint, report=PassResult(None, damaged=str(damage))) from damage
-    return _batch(task, workplace, sinks[-1], report)
+    return _batch(workplace, sinks[-1], report)
 
 
 def _metadata(arguments: PassArguments) -> dict[str, str]:
@@ -307,17 +315,15 @@ def _wanted(arguments: PassArguments) -> Any:
     return wanted
 
 
-def _batch(task: Task, workplace: Workplace, sink: CellSink, report: PassReport) -> Batch:
+def _batch(workplace: Workplace, sink: CellSink, report: PassReport) -> Batch:
     written = sink.finish(**{"m17.outside": _outside_footer(sink)})
-    cells = sink.cells()
-    staged = workplace.temporary / f"{workplace.batch_name}-cells.npy"
-    np.save(staged, cells)
+    count = sink.finish_cells()
     artifacts = []
     if written is not None:
         uri = str(written.path.relative_to(workplace.artifact_root))
         artifacts.append(ArtifactFile(uri, written.checksum, written.bytes, written.rows, sink.column))
     names = sorted(sink.symbols, key=sink.symbols.__getitem__)
-    block = CellBlock(sink.column, names, staged, len(cells), Source.FLAT_FILE, fill_no_rows=True)
+    block = CellBlock(sink.column, names, sink.staged.path, count, Source.FLAT_FILE, fill_no_rows=True)
     return Batch([block], artifacts, report=PassResult(report, sink.volume_outside, sink.outside_facts))
 
 

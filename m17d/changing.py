@@ -79,7 +79,7 @@ class Changing:
         plan = _Plan()
         chosen: Masks = {}
         for column in request.columns:
-            chosen[column] = self._choose(selection, column, None if clearing else request, clearing=clearing)
+            chosen[column] = self._choose(selection, column, clearing=clearing, stale=getattr(request, "stale", None))
             yield None
         behind = dependents(self.state, selection.seq, chosen)
         yield None
@@ -106,7 +106,7 @@ class Changing:
         yield self._reply(operation, plan, dry_run=False)
 
     def _choose(
-        self, selection: Selection, column: Column, refresh: protocol.RefreshRequest | None, *, clearing: bool
+        self, selection: Selection, column: Column, *, clearing: bool, stale: str | None
     ) -> np.ndarray:
         """bool[symbols, minutes]: the cells of a column that the range itself names and the operation would change."""
         minutes = int(self.state.calendar.minutes[selection.seq])
@@ -122,9 +122,9 @@ class Changing:
             wanted |= status == Status.PENDING
         else:
             wanted &= rows.flags[index, selection.symbol_ids, window] & np.uint8(Flag.WANTED) == 0
-        if refresh is not None and refresh.stale is not None:
-            by_recipe = refresh.stale == "recipe"
-            wanted &= self.reading.stale(selection.session, column, selection.symbol_ids, by_recipe)[:, window]
+        if stale is not None:
+            marked = self.reading.stale(selection.session, column, selection.symbol_ids, stale == "recipe")
+            wanted &= marked[:, window]
         mask[selection.symbol_ids, window] = wanted
         return mask
 
@@ -134,7 +134,9 @@ class Changing:
             ledger = self.state.ledger_of(column)
             if (column not in chosen and column not in behind) or not ledger.exists(selection.seq):
                 continue
-            mask = chosen.get(column, np.False_) | behind.get(column, np.False_)
+            mask = chosen[column] if column in chosen else behind[column]
+            if column in chosen and column in behind:
+                mask = mask | behind[column]
             symbol_ids, minutes = np.nonzero(mask)
             rows = ledger.session(selection.seq)
             untouched = 0

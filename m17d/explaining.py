@@ -8,13 +8,13 @@ change anything.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
 
 from engines.contract import Waiting
-from ledger.columns import RAW_COLUMNS, UPSTREAM, Column, Flag, Status
+from ledger.columns import AGGREGATE_MINUTES, RAW_COLUMNS, UPSTREAM, Column, Flag, Status
 from ledger.coverage import Planes, with_options
 from ledger.state import State
 from m17d import protocol, replies
@@ -22,6 +22,7 @@ from m17d.reading import Reading, Selection
 from m17d.runner import Runner
 
 _RANGE: Final = "{range}"
+_COLUMN_WORDS: Final = frozenset(column.value for column in Column)
 """Stands in a remedy for the range of the cells that it is for."""
 
 
@@ -197,11 +198,33 @@ class Explaining:
         if column in RAW_COLUMNS or not unset.any():
             return
         for source in UPSTREAM[column]:
-            cells = self.reading.planes(selection.session, source, selection.symbol_ids, options)
-            missing = unset & (cells.state != Status.FILLED) & (cells.state != 4)
-            for cause, mask, detail, remedy in self._causes(selection, source, cells, options):
+            inputs, row = self._inputs(selection, column, source)
+            universe = self.state.universe(selection.session)
+            those = with_options(self.state, universe)[np.searchsorted(universe, inputs.symbol_ids)]
+            cells = self.reading.planes(selection.session, source, inputs.symbol_ids, those)
+            missing = (cells.state != Status.FILLED) & (cells.state != 4)
+            if not missing.any():
+                continue
+            for cause, mask, detail, remedy in self._causes(inputs, source, cells, those):
                 if cause not in ("filled", "no_data", "not_applicable", "stale", "recipe", "suspect", "partial", "wanted"):
-                    yield cause, missing & mask, f"{source.value}: {detail}", remedy
+                    behind = behind_inputs(column, source, missing & mask, row, len(selection.symbol_ids))
+                    said = detail if detail.split(":")[0] in _COLUMN_WORDS else f"{source.value}: {detail}"
+                    yield cause, unset & behind, said, remedy
+
+    def _inputs(self, selection: Selection, column: Column, source: Column) -> tuple[Selection, np.ndarray]:
+        """The symbols whose cells of ``source`` are inputs, and for each the row of the selection that it belongs to."""
+        own = np.arange(len(selection.symbol_ids))
+        if column is Column.GREEKS_REF and source is Column.QUOTE_REF:
+            ids = np.array([self.state.underlying_id(int(one)) for one in selection.symbol_ids], dtype=np.int64)
+            return replace(selection, symbol_ids=ids), own
+        if column not in AGGREGATE_MINUTES:
+            return selection, own
+        universe = self.state.universe(selection.session)
+        under = np.array([self.state.underlying_id(int(one)) for one in universe], dtype=np.int64)
+        mine = np.isin(under, selection.symbol_ids)
+        order = np.argsort(selection.symbol_ids, kind="stable")
+        row = order[np.searchsorted(selection.symbol_ids[order], under[mine])]
+        return replace(selection, symbol_ids=universe[mine]), row
 
     def _add(
         self,
@@ -222,6 +245,30 @@ class Explaining:
         group.cells += len(symbols)
         group.symbols.update(selection.symbol_ids[np.unique(symbols)].tolist())
         group.first, group.last = min(group.first, first), max(group.last, last)
+
+
+def behind_inputs(column: Column, source: Column, cells: np.ndarray, row: np.ndarray, count: int) -> np.ndarray:
+    """
+    Which cells of a column lie behind some cells of one of its inputs.
+
+    Args:
+        cells: bool[inputs, minutes].
+        row: i64[inputs], the symbol of the result that each input belongs to.
+        count: symbols of the result.
+
+    Returns:
+        bool[count, minutes].
+    """
+    result = np.zeros((count, cells.shape[1]), dtype=bool)
+    np.logical_or.at(result, row, cells)
+    if source is Column.QUOTE_REF:
+        result[:, 1:] |= result[:, :-1].copy()
+    if column in AGGREGATE_MINUTES:
+        total = np.zeros((count, cells.shape[1] + 1), dtype=np.int32)
+        np.cumsum(result, axis=1, out=total[:, 1:])
+        starts = np.arange(cells.shape[1])
+        result = total[:, np.minimum(starts + AGGREGATE_MINUTES[column], cells.shape[1])] > total[:, starts]
+    return result
 
 
 def _remedy(waiting: Waiting, engine: str) -> str:

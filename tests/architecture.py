@@ -106,6 +106,7 @@ ROOMS: Final = (
             "engines.feeds.*",
             "engines.raw",
             "engines.raw_pass",
+            "engines.staging",
             "engines.derivation",
             "engines.derived_rows",
             "engines.looking",

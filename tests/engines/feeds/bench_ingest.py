@@ -67,7 +67,7 @@ def _gunzip_seconds(path: Path) -> float:
 
 def _write(root: Path, rows: int) -> Path:
     path = root / f"{rows}.csv.gz"
-    write_bulk(path, dataset=Dataset.STOCK_TRADES, session=SESSION, rows=rows, tickers=max(10, rows // 1500))
+    write_bulk(path, dataset=Dataset.STOCK_TRADES, session=SESSION, rows=rows, tickers=min(9_000, max(10, rows // 1500)))
     return path
 
 
@@ -84,7 +84,7 @@ def _ratio(root: Path) -> dict[str, Any]:
     try:
         gunzip = statistics.median(_gunzip_seconds(path) for _ in range(_ROUNDS))
     except ImportError:
-        return {"name": "ingest_vs_gunzip", "value": None, "unit": "ratio", "reach": 0.2, "ok": None, "detail": "no isal"}
+        return {"name": "ingest_vs_gunzip", "value": None, "unit": "ratio", "reach": 0.2, "ok": False, "detail": {"why": "isal is not installed"}}
     ours = statistics.median(_pass(path, root, _ROUNDS)["seconds"])
     detail |= {"gunzip_rows_per_s": round(_RATIO_ROWS / gunzip), "ingest_rows_per_s": round(_RATIO_ROWS / ours)}
     value = gunzip / ours
