@@ -11,7 +11,6 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,23 +22,10 @@ from ledger.errors import AddressError, MinuteOutOfSession, PayloadKindNotAllowe
 from ledger.files import System
 from ledger.layout import COLUMNS_OF, COUNTS_OFFSET, ROWS_COUNTS
 from ledger.maps import PayloadMap
-from ledger.rows import BrokenSlot, Row, SessionPlace, SessionRows, Slot
+from ledger.recovery import Repaired, recover
+from ledger.rows import Row, SessionPlace, SessionRows, Slot
 
 _NS_IDLE: Final = 15 * 60 * 10**9
-
-
-@dataclass(frozen=True, slots=True)
-class Repaired:
-    """What mapping a session had to set right: cells by cause, and pending cells released."""
-
-    ledger: LedgerKind
-    session: str
-    seal: int
-    dangling: int
-    pending: int
-    cells: list[BrokenSlot]
-    headers: int = 0
-    """Blocks whose row headers were written again."""
 
 
 class Ledger:
@@ -103,17 +89,11 @@ class Ledger:
         rows = self._sessions.get(session_seq)
         now_ns = self._system.now_ns()
         if rows is None:
-            place = SessionPlace(
-                self.calendar.year,
-                session_seq,
-                self.calendar.date(session_seq),
-                int(self.calendar.open_ns[session_seq]),
-                int(self.calendar.minutes[session_seq]),
-            )
+            place = self._session_place(session_seq)
             rows = SessionRows(self._system, self.path(session_seq), self.kind, place, readonly=self.readonly)
             try:
                 if not self.readonly:
-                    self._recover(rows, now_ns)
+                    recover(rows, self._maps, now_ns, self._on_repair)
             except BaseException:
                 rows.close()
                 raise
@@ -121,43 +101,24 @@ class Ledger:
         self._used_ns[session_seq] = now_ns
         return rows
 
-    def _recover(self, rows: SessionRows, now_ns: int) -> None:
-        """Set right what a crash or a flipped bit left wrong: broken seals, dangling ids, pending cells."""
-        broken = list(rows.broken)
-        dangling = [] if rows.clean else self._dangling(rows)
-        pending: list[tuple[Column, Any, Any]] = [
-            (column, *np.nonzero(rows.status[rows.column_index(column)] == Status.PENDING)) for column in rows.columns
-        ]
-        claimed = sum(len(symbols) for _, symbols, _ in pending)
-        if (broken or dangling or claimed or rows.restamped) and self._on_repair:
-            # Audited before it is done: a crash in between audits twice, and never repairs unseen.
-            cells = broken + dangling
-            self._on_repair(
-                Repaired(self.kind, rows.place.date, len(broken), len(dangling), claimed, cells, rows.restamped)
-            )
-        for cell in broken + dangling:
-            rows.repair(cell, now_ns=now_ns)
-        for column, symbols, minutes in pending:
-            if len(symbols):
-                rows.release_pending(column, symbols, minutes, now_ns=now_ns)
+    def _session_place(self, session_seq: int) -> SessionPlace:
+        return SessionPlace(
+            self.calendar.year,
+            session_seq,
+            self.calendar.date(session_seq),
+            int(self.calendar.open_ns[session_seq]),
+            int(self.calendar.minutes[session_seq]),
+        )
 
-    def _dangling(self, rows: SessionRows) -> list[BrokenSlot]:
-        """Filled cells whose payload_id names no good record of the kind, or one with another checksum."""
-        found: list[BrokenSlot] = []
-        for column in rows.columns:
-            payloads = self._maps[column.payload_kind]
-            symbols, minutes = np.nonzero(rows.status[rows.column_index(column)] == Status.FILLED)
-            for start in range(0, len(symbols), 1 << 18):
-                some, when = symbols[start : start + (1 << 18)], minutes[start : start + (1 << 18)]
-                slots = rows.slots(column, some, when)
-                records = payloads.get_many(slots["payload_id"], check=False)
-                wrong = (records["content_hash"] >> np.uint64(32)).astype(np.uint32) != slots["checksum"]
-                wrong |= records["schema_version"] == 0
-                recent = slots["payload_id"] >= payloads.clean_next_id
-                recent[recent] = ~payloads.good(slots["payload_id"][recent])
-                for index in np.flatnonzero(wrong | recent):
-                    found.append(BrokenSlot(column, int(some[index]), int(when[index])))
-        return found
+    def inspect(self, session_seq: int) -> SessionRows:
+        """
+        The session's file opened for reading only, without planes and counts, nothing repaired; the caller closes it.
+
+        Raises:
+            UnknownSession, StateError, SpaceError: as :meth:`session`.
+        """
+        place = self._session_place(session_seq)
+        return SessionRows(self._system, self.path(session_seq), self.kind, place, readonly=True, load=False)
 
     def counts(self, session_seq: int) -> np.ndarray | None:
         """

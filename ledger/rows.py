@@ -68,8 +68,18 @@ class SessionRows(ClearingRows):
     u32[symbols], counted up at every write to a symbol, so that a planner looks only where something moved.
     """
 
-    def __init__(self, system: System, path: Path, kind: LedgerKind, place: SessionPlace, *, readonly: bool) -> None:
-        super().__init__(system, path, kind, place, readonly=readonly)
+    def __init__(
+        self,
+        system: System,
+        path: Path,
+        kind: LedgerKind,
+        place: SessionPlace,
+        *,
+        readonly: bool,
+        load: bool = True,
+    ) -> None:
+        """``load=False`` leaves planes and counts empty: for the checker, which reads blocks."""
+        super().__init__(system, path, kind, place, readonly=readonly, load=load)
         # The scalar path counts nanoseconds: views of single bytes and numbers are three times faster than arrays.
         self._block_bytes, self._row_bytes, self._minutes = BLOCK_BYTES[kind], ROW_BYTES[kind], place.minutes
         self._settable = {

@@ -65,7 +65,16 @@ class SessionFile:
     u32[symbols], counted up at every write to a symbol, so that a planner looks only where something moved.
     """
 
-    def __init__(self, system: System, path: Path, kind: LedgerKind, place: SessionPlace, *, readonly: bool) -> None:
+    def __init__(
+        self,
+        system: System,
+        path: Path,
+        kind: LedgerKind,
+        place: SessionPlace,
+        *,
+        readonly: bool,
+        load: bool = True,
+    ) -> None:
         self.kind = kind
         self.place = place
         self.path = path
@@ -97,7 +106,8 @@ class SessionFile:
             self._check_identity()
             self._map = self._map_file()
             self._slots = self._slot_view()
-            self._load()
+            if load:
+                self._load()
         except BaseException:
             self._system.close(self._fd)
             raise

@@ -32,8 +32,9 @@ from ledger.files import System, decode_header, encode_header, read_whole, write
 from ledger.flush import Flusher
 from ledger.gate import gated
 from ledger.layout import FORMAT_VERSION, ROW_SCHEMA_VERSION, SEAL_CONSTANTS
-from ledger.ledgers import EnrichmentLedger, Ledger, Repaired, TradeLedger
+from ledger.ledgers import EnrichmentLedger, Ledger, TradeLedger
 from ledger.maps import ArtifactMap, PayloadMap
+from ledger.recovery import Repaired
 from ledger.regions import RegionStore
 from ledger.roots import RootTable, symbol_class, underlying_of
 from ledger.sources import SourceStore
@@ -101,7 +102,14 @@ class State:
     """
 
     def __init__(
-        self, directory: Path, system: System, *, readonly: bool, flush_interval_s: float, roots: RootTable | None
+        self,
+        directory: Path,
+        system: System,
+        *,
+        readonly: bool,
+        lock: bool,
+        flush_interval_s: float,
+        roots: RootTable | None,
     ) -> None:
         self.directory = directory
         self.system = gated(system)
@@ -111,7 +119,7 @@ class State:
         """Artifacts whose bytes were summed and found right: URI -> inode, size, mtime; kept by ledger.frames."""
         self._allocating = threading.Lock()
         with ExitStack() as opened:
-            if not readonly:
+            if lock:
                 opened.callback(os.close, _lock(directory))
             self._open(flush_interval_s, roots, opened)
             self._parts = opened.pop_all()
@@ -354,6 +362,7 @@ def open_state(
     system: System | None = None,
     flush_interval_s: float = 1.0,
     roots: RootTable | None = None,
+    lock: bool | None = None,
 ) -> State:
     """
     Open a state directory.
@@ -364,6 +373,7 @@ def open_state(
         system: the operating system, or a test's.
         flush_interval_s: how long something may stay unsynced when nobody waits for it.
         roots: the root table, the packaged one by default.
+        lock: take the directory's lock; by default where ``readonly`` is false. A checker reads only, but alone.
 
     Raises:
         StateMissing, StateLocked, StateMismatch, NotALedgerFile, FileVersionMismatch, ChecksumMismatch, DamagedFile.
@@ -371,7 +381,14 @@ def open_state(
     path = Path(directory)
     if not path.is_dir():
         raise StateMissing(f"{path} is not a directory")
-    return State(path, system or System(), readonly=readonly, flush_interval_s=flush_interval_s, roots=roots)
+    return State(
+        path,
+        system or System(),
+        readonly=readonly,
+        lock=not readonly if lock is None else lock,
+        flush_interval_s=flush_interval_s,
+        roots=roots,
+    )
 
 
 def check_matches(state: State, *, year: int, exchange: str, option_rows: OptionRows) -> None:

@@ -340,6 +340,8 @@ class Client:
             return OutcomeUnknown(
                 f"{waited}: outcome unknown, idempotency key {conversation.key}", hint, key=conversation.key
             )
+        if conversation.away is not None:
+            return conversation.away
         return TimedOut(
             waited, "nothing was changed; the daemon may be busy or stopped: m17ctl status, or a longer --timeout"
         )

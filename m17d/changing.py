@@ -105,9 +105,7 @@ class Changing:
         self.runner.wake()
         yield self._reply(operation, plan, dry_run=False)
 
-    def _choose(
-        self, selection: Selection, column: Column, *, clearing: bool, stale: str | None
-    ) -> np.ndarray:
+    def _choose(self, selection: Selection, column: Column, *, clearing: bool, stale: str | None) -> np.ndarray:
         """bool[symbols, minutes]: the cells of a column that the range itself names and the operation would change."""
         minutes = int(self.state.calendar.minutes[selection.seq])
         mask = np.zeros((len(self.state.symbols), minutes), dtype=bool)

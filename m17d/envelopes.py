@@ -10,10 +10,10 @@ Part of the protocol's leaf (see `m17d.protocol`): it must never open a socket.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any, Final, NamedTuple, get_args
+from typing import Annotated, Any, Final, NamedTuple, get_args
 
 import msgspec
-from msgspec import UNSET, Raw
+from msgspec import UNSET, Meta, Raw
 
 from ledger.columns import Column
 from m17d.outcomes import EXIT_CODES, EndReply, Event, Failure, Progress
@@ -76,7 +76,7 @@ class RequestEnvelope(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=T
     id: int
     body: Raw
     deadline_ms: int = 0
-    key: str = ""
+    key: Annotated[str, Meta(max_length=256)] = ""
     durable: bool = False
     credit: int = 8
     claimed: Claimed | None = None

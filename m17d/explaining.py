@@ -53,7 +53,7 @@ class Explaining:
         groups: dict[tuple[str, str], _Group] = {}
         for column in request.columns:
             cells = self.reading.planes(selection.session, column, selection.symbol_ids, options)
-            self._explain(selection, column, cells, options, groups)
+            self._explain(selection, column, cells, groups)
             yield None
         found = sorted(groups.items(), key=lambda item: (-item[1].cells, item[0]))
         yield replies.WhyReply(
@@ -89,20 +89,19 @@ class Explaining:
         selection: Selection,
         column: Column,
         cells: Planes,
-        options: np.ndarray,
         groups: dict[tuple[str, str], _Group],
     ) -> None:
         window = np.s_[:, selection.first : selection.last]
         state = cells.state[window]
         left = np.ones(state.shape, dtype=bool)
-        for cause, mask, detail, remedy in self._causes(selection, column, cells, options):
+        for cause, mask, detail, remedy in self._causes(selection, column, cells):
             chosen = left & mask[window]
             if chosen.any():
                 self._add(selection, column, chosen, cause, detail, remedy, groups)
                 left &= ~chosen
 
     def _causes(
-        self, selection: Selection, column: Column, cells: Planes, options: np.ndarray
+        self, selection: Selection, column: Column, cells: Planes
     ) -> Iterator[tuple[str, np.ndarray, str, str]]:
         """(cause, mask over all minutes, detail, remedy), the first that fits a cell wins."""
         state = cells.state
@@ -145,7 +144,7 @@ class Explaining:
         yield "pending", state == Status.PENDING, "an engine is at work on these cells", "m17ctl engines list"
         unset = (state == Status.EMPTY) | (state == Status.CLEARED) | (state == 5)
         yield from self._waits(selection, column, unset)
-        yield from self._upstream(selection, column, unset & (state != 5), options)
+        yield from self._upstream(selection, column, unset & (state != 5))
         yield "not_due", state == 5, self._not_due(column), ""
         yield (
             "cleared",
@@ -192,7 +191,7 @@ class Explaining:
         return np.isin(selection.symbol_ids, np.array(waiting.symbols, dtype=np.int64))
 
     def _upstream(
-        self, selection: Selection, column: Column, unset: np.ndarray, options: np.ndarray
+        self, selection: Selection, column: Column, unset: np.ndarray
     ) -> Iterator[tuple[str, np.ndarray, str, str]]:
         """For a derived cell that is not filled: the root cause of the first input that is not filled."""
         if column in RAW_COLUMNS or not unset.any():
@@ -205,8 +204,17 @@ class Explaining:
             missing = (cells.state != Status.FILLED) & (cells.state != 4)
             if not missing.any():
                 continue
-            for cause, mask, detail, remedy in self._causes(inputs, source, cells, those):
-                if cause not in ("filled", "no_data", "not_applicable", "stale", "recipe", "suspect", "partial", "wanted"):
+            for cause, mask, detail, remedy in self._causes(inputs, source, cells):
+                if cause not in (
+                    "filled",
+                    "no_data",
+                    "not_applicable",
+                    "stale",
+                    "recipe",
+                    "suspect",
+                    "partial",
+                    "wanted",
+                ):
                     behind = behind_inputs(column, source, missing & mask, row, len(selection.symbol_ids))
                     said = detail if detail.split(":")[0] in _COLUMN_WORDS else f"{source.value}: {detail}"
                     yield cause, unset & behind, said, remedy

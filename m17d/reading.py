@@ -118,9 +118,7 @@ class Reading:
                     covered = one if covered is None else covered | one
         return covered
 
-    def stale(
-        self, session: str, column: Column, symbol_ids: np.ndarray, by_recipe: bool | None = None
-    ) -> np.ndarray:
+    def stale(self, session: str, column: Column, symbol_ids: np.ndarray, by_recipe: bool | None = None) -> np.ndarray:
         """
         Which filled cells would get another print if they were made now.
 

@@ -7,6 +7,7 @@ This module must never guess a cause or a remedy: both are the daemon's.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Final
 
 import typer
 
@@ -34,6 +35,9 @@ from m17d.replies import Cause, LineageCell, LineageReply, WhyReply
 
 app = typer.Typer()
 
+QUIET_CAUSES: Final = frozenset({"filled", "no_data", "not_applicable", "not_due"})
+"""Causes that are no trouble: nothing stands behind them that could be repaired."""
+
 
 @app.command("why", epilog="Example: m17ctl why trade_ref quote_ref --session 2013-10-07 --from 10:15 --to 10:40")
 def why(
@@ -51,15 +55,15 @@ def why(
     request = WhyRequest(columns=parse_columns(columns), range=make_range(session, from_, to, symbols, contract))
     reply = invocation.call(request, WhyReply)
     invocation.emit(reply.groups, lambda: cause_lines(invocation, reply.groups))
-    return EXIT_FALSE if exit_code and reply.groups else 0
+    return EXIT_FALSE if exit_code and any(group.cause not in QUIET_CAUSES for group in reply.groups) else 0
 
 
 def cause_lines(invocation: Invocation, groups: Sequence[Cause]) -> Iterator[str]:
-    """Root causes for people: one paragraph each, the command to paste last."""
-    if not groups:
-        yield "nothing to explain: every due, applicable cell of the range is filled, fresh and not suspect"
-        return
-    for group in groups:
+    """Root causes for people: one paragraph each, the command to paste last; what is no trouble in one line."""
+    troubles = [group for group in groups if group.cause not in QUIET_CAUSES]
+    if not troubles:
+        yield "nothing to repair: every due, applicable cell of the range is filled, fresh and not suspect"
+    for group in troubles:
         cells = "1 cell" if group.cells == 1 else f"{format_count(group.cells)} cells"
         symbols = "1 symbol" if group.symbols == 1 else f"{format_count(group.symbols)} symbols"
         first, last = invocation.local_time(group.first), invocation.local_time(group.last)
@@ -70,6 +74,13 @@ def cause_lines(invocation: Invocation, groups: Sequence[Cause]) -> Iterator[str
             yield f"  {group.detail}"
         if group.remedy:
             yield f"  {invocation.terminal.paint(group.remedy, 'cyan')}"
+    quiet: dict[str, int] = {}
+    for group in groups:
+        if group.cause in QUIET_CAUSES:
+            quiet[group.cause] = quiet.get(group.cause, 0) + group.cells
+    if quiet:
+        cells_by_cause = (f"{cause.replace('_', ' ')} {format_count(cells)}" for cause, cells in quiet.items())
+        yield f"no trouble: {', '.join(cells_by_cause)}"
 
 
 @app.command("lineage", epilog="Example: m17ctl lineage AIG 2013-10-07T09:31 aggressor_ref")

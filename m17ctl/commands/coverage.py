@@ -80,9 +80,9 @@ def _lines(invocation: Invocation, reply: CoverageReply, by: By | None) -> Itera
         f"{_verdict(reply.columns)}"
     )
     yield from counts_table(reply.columns, width=terminal.width)
-    if reply.out_of_session:
-        counts = {name: sum(reasons.values()) for name, reasons in reply.out_of_session.items()}
-        yield "rows outside the session: " + ", ".join(f"{name} {format_count(n)}" for name, n in counts.items())
+    for dataset, found in reply.out_of_session.items():
+        counted = ", ".join(f"{name.replace('_', ' ')} {format_count(count)}" for name, count in found.items())
+        yield f"outside the session, {dataset}: {counted}"
     if isinstance(reply.quality, dict):
         yield from (f"{name}: {value}" for name, value in reply.quality.items())
     if by is None and isinstance(reply.by_minute, dict) and reply.by_minute:

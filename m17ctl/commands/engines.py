@@ -63,9 +63,15 @@ def _lines(invocation: Invocation, engines: Sequence[EngineReply]) -> list[str]:
             format_count(engine.backlog),
             invocation.local_time(engine.since_ns // 10**9 * 10**9) if engine.since_ns else "",
             str(engine.restarts),
-            " ".join(filter(None, [engine.detail, f"paused by {engine.paused_by}" if engine.paused_by else ""])),
+            _detail(engine),
         ]
         for engine in engines
     ]
     headers = ("engine", "state", "backlog", "since", "restarts", "detail")
     return table(headers, rows, width=invocation.terminal.width, right="llrlr")
+
+
+def _detail(engine: EngineReply) -> str:
+    if not engine.paused_by or engine.paused_by in engine.detail:
+        return engine.detail
+    return f"{engine.detail} paused by {engine.paused_by}".strip()

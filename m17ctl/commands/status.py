@@ -80,7 +80,7 @@ def source_lines(invocation: Invocation, sources: list[SourceReply]) -> Iterator
             source.state,
             format_count(source.rows),
             format_count(sum(source.rejected.values())),
-            format_count(sum(source.out_of_session.values())),
+            format_count(source.out_of_session.get("rows", 0)),
             format_bytes(source.bytes) if source.bytes else "",
             source.detail,
         ]

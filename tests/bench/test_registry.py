@@ -24,6 +24,9 @@ def folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """An empty project whose benchmarks the command runs, with the registry beside them."""
     bench = tmp_path / "tests" / "bench"
     bench.mkdir(parents=True)
+    for package in (bench, bench.parent):
+        # Regular packages, or an installed project's `tests` would come before them.
+        (package / "__init__.py").write_text("")
     for name in ("__main__.py", "registry.py"):
         (bench / name).write_text((Path(registry.__file__).parent / name).read_text())
     monkeypatch.setattr(registry, "ROOT", tmp_path)

@@ -103,7 +103,7 @@ COVERAGE = CoverageReply(
     windows=390,
     symbols=2,
     columns={Column.TRADE_REF: counts(filled=755, empty=25), Column.QUOTE_REF: counts(filled=780)},
-    out_of_session={"us_stocks_sip/trades_v1": {"before_open": 7, "auction": 2}},
+    out_of_session={"us_stocks_sip/trades_v1": {"rows": 7, "auction_rows": 2}},
 )
 CAUSE = Cause(
     cause="source damaged",
@@ -142,7 +142,7 @@ LINEAGE = LineageReply(
     ),
     complete=False,
 )
-ENGINE = EngineReply(name="quote", state="paused", detail="", backlog=3, since_ns=OPEN_NS, paused_by="ana")
+ENGINE = EngineReply(name="quote", state="paused", detail="", backlog=3, since_ns=OPEN_NS, paused_by="ana: outage")
 REGION = RegionReply(
     id=3,
     symbol="AIG",
@@ -305,7 +305,7 @@ def test_coverage_on_a_terminal_is_a_map_of_columns() -> None:
     assert lines[0] == "2013-10-07: 390 windows x 2 symbols, not whole: trade_ref"
     assert f"trade_ref  {'█' * 20}EEEEE{'█' * 53}   93.6 %" in lines
     assert f"quote_ref  {'█' * 78}    100 %" in lines
-    assert "rows outside the session: us_stocks_sip/trades_v1 9" in lines
+    assert "outside the session, us_stocks_sip/trades_v1: rows 7, auction rows 2" in lines
     piped = m17ctl(COVERAGE, "coverage", "2013-10-07")
     assert piped.asked == [CoverageRequest(session="2013-10-07")]
     assert "█" not in piped.out
@@ -374,9 +374,19 @@ def test_why_gives_each_cause_with_its_command() -> None:
         "  trades.csv.gz line 9",
         "  m17ctl refill trade_ref --session 2013-10-07 --cause damaged",
     ]
-    assert m17ctl(WhyReply(groups=[]), "why", "trade_ref", "--session", "2013-10-07").out.startswith(
-        "nothing to explain"
-    )
+
+
+def test_why_sets_apart_what_is_no_trouble() -> None:
+    """Filled cells and cells without data are explained in one line, and are no reason to exit 3."""
+    fine = [msgspec.structs.replace(CAUSE, cause=cause, remedy="") for cause in ("filled", "no_data")]
+    words = ("why", "trade_ref", "--session", "2013-10-07", "--exit-code")
+    ran = m17ctl(WhyReply(groups=fine), *words)
+    assert ran.code == 0
+    assert ran.out.splitlines() == [
+        "nothing to repair: every due, applicable cell of the range is filled, fresh and not suspect",
+        "no trouble: filled 11,400, no data 11,400",
+    ]
+    assert m17ctl(WhyReply(groups=[*fine, CAUSE]), *words).code == 3
 
 
 def test_lineage_is_a_tree() -> None:

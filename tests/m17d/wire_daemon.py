@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -254,6 +254,31 @@ def stop_process(process: subprocess.Popen[bytes]) -> int:
     assert process.stdout is not None
     process.stdout.close()
     return code
+
+
+def as_another_user(uid: int, work: Callable[[], str]) -> str:
+    """What ``work`` returns in a child process of another user; the caller must be root."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.setgroups([])
+            os.setgid(uid)
+            os.setuid(uid)
+            os.write(writer, work().encode())
+        finally:
+            os._exit(0)
+    os.close(writer)
+    with open(reader, encoding="utf-8") as pipe:
+        said = pipe.read()
+    os.waitpid(child, 0)
+    return said
+
+
+def open_to_others(directory: Path) -> None:
+    """Let other users reach a test's directory."""
+    for place in (directory, *directory.parents[:2]):
+        os.chmod(place, 0o755)
 
 
 def main() -> None:

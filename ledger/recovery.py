@@ -1,0 +1,85 @@
+"""
+Recovery: what a crash or a flipped bit left wrong in a session, found when it is mapped, audited, then set right.
+
+Broken seals, filled cells without a good record, claims of an earlier process. This module must never repair a cell
+before it was reported: a crash in between reports twice, and never hides a repair.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from ledger.columns import Column, LedgerKind, PayloadKind, Status
+from ledger.maps import PayloadMap
+from ledger.rows import BrokenSlot, SessionRows
+
+_CELLS_AT_ONCE: Final = 1 << 18
+
+
+@dataclass(frozen=True, slots=True)
+class Repaired:
+    """What mapping a session had to set right: cells by cause, and pending cells released."""
+
+    ledger: LedgerKind
+    session: str
+    seal: int
+    dangling: int
+    pending: int
+    cells: list[BrokenSlot]
+    headers: int = 0
+    """Blocks whose row headers were written again."""
+
+
+def recover(
+    rows: SessionRows, maps: dict[PayloadKind, PayloadMap], now_ns: int, report: Callable[[Repaired], None] | None
+) -> None:
+    """
+    Set right what is wrong in a session that was just opened for writing.
+
+    Args:
+        rows: the session.
+        maps: the payload maps its cells point into.
+        now_ns: the clock, ns UTC.
+        report: told, before anything is repaired, when there is something to repair.
+
+    Raises:
+        SpaceError: the file system refused.
+    """
+    broken = list(rows.broken)
+    dangling = [] if rows.clean else dangling_cells(rows, maps)
+    pending: list[tuple[Column, np.ndarray, np.ndarray]] = []
+    for column in rows.columns:
+        symbols, minutes = np.nonzero(rows.status[rows.column_index(column)] == Status.PENDING)
+        if len(symbols):
+            pending.append((column, symbols, minutes))
+    cells, claimed = broken + dangling, sum(len(symbols) for _, symbols, _ in pending)
+    if report is not None and (cells or claimed or rows.restamped):
+        report(Repaired(rows.kind, rows.place.date, len(broken), len(dangling), claimed, cells, rows.restamped))
+    for cell in cells:
+        rows.repair(cell, now_ns=now_ns)
+    for column, symbols, minutes in pending:
+        rows.release_pending(column, symbols, minutes, now_ns=now_ns)
+
+
+def dangling_cells(rows: SessionRows, maps: dict[PayloadKind, PayloadMap]) -> list[BrokenSlot]:
+    """Filled cells whose payload_id names no good record of the kind, or one with another checksum."""
+    found: list[BrokenSlot] = []
+    for column in rows.columns:
+        payloads = maps[column.payload_kind]
+        symbols, minutes = np.nonzero(rows.status[rows.column_index(column)] == Status.FILLED)
+        for start in range(0, len(symbols), _CELLS_AT_ONCE):
+            some, when = symbols[start : start + _CELLS_AT_ONCE], minutes[start : start + _CELLS_AT_ONCE]
+            slots = rows.slots(column, some, when)
+            records = payloads.get_many(slots["payload_id"], check=False)
+            wrong = (records["content_hash"] >> np.uint64(32)).astype(np.uint32) != slots["checksum"]
+            wrong |= records["schema_version"] == 0
+            # Records before the last clean close were whole then; the others may be torn.
+            recent = slots["payload_id"] >= payloads.clean_next_id
+            recent[recent] = ~payloads.good(slots["payload_id"][recent])
+            for index in np.flatnonzero(wrong | recent):
+                found.append(BrokenSlot(column, int(some[index]), int(when[index])))
+    return found

@@ -1,0 +1,356 @@
+"""Planning of derived cells: what is taken, when, in what pieces, and that nothing is planned where nothing changed."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import engines.derived
+from engines.contract import Batch, Task
+from engines.derived import DerivedEngine
+from engines.nbbo.engine import NbboArguments, NbboDerivation
+from engines.nbbo.policy import NbboPolicy
+from engines.nbbo.print_classes import PrintTable
+from ledger.columns import Column, Flag, PayloadKind, Source, Status
+from ledger.content import no_rows_hash
+from ledger.maps import Artifact
+from ledger.prints import recipe_print
+from ledger.records import NO_ROWS_ID, blank
+from ledger.sources import SourceRecord, SourceState, pack_symbols
+from ledger.state import State, create_state, open_state
+from m17d.committing import Counts, commit_no_rows
+
+SESSION, OLDER = "2013-10-07", "2013-10-04"
+TRADE, QUOTE, AGGRESSOR = Column.TRADE_REF, Column.QUOTE_REF, Column.AGGRESSOR_REF
+KIND = {TRADE: PayloadKind.TRADE, QUOTE: PayloadKind.QUOTE, AGGRESSOR: PayloadKind.AGGRESSOR}
+
+
+class Context:
+    """What an engine sees of a daemon that is not there."""
+
+    def __init__(self, state: State, auto_recompute_sessions: int = 5) -> None:
+        self.state = state
+        self.start_number = 1
+        self.auto_recompute_sessions = auto_recompute_sessions
+        self.wanted: list[Any] = []
+
+    def log(self, level: str, message: str) -> None:
+        """Nobody reads it."""
+
+    def regions(self, column: Column) -> list[Any]:
+        """The regions a test asked for."""
+        return self.wanted if column is AGGRESSOR else []
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Units are taken at once, although something has just touched them."""
+    monkeypatch.setattr(engines.derived, "_QUIET_S", -1.0)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A new state, made once."""
+    path = tmp_path_factory.mktemp("made") / "s"
+    create_state(path, year=2013)
+    return path
+
+
+@pytest.fixture
+def state(made: Path, tmp_path: Path) -> Iterator[State]:
+    """A state of three symbols in two sessions, without a cell."""
+    shutil.copytree(made, tmp_path / "s")
+    with open_state(tmp_path / "s") as opened:
+        opened.allocate(["AAA", "BBB", "O:AAA"])
+        opened.artifacts.append(
+            Artifact(
+                artifact_id=0,
+                uri="t.parquet",
+                checksum=0,
+                bytes=0,
+                rows=0,
+                column="trade_ref",
+                session=SESSION,
+                engine="t",
+            )
+        )
+        for session in (OLDER, SESSION):
+            symbols = pack_symbols([0, 1, 2], [1, 1, 1], [0, 0, 0], [0.0, 0.0, 0.0])
+            opened.sources.put(
+                SourceRecord(dataset="d", session=session, state=SourceState.COMPLETE, name="f", symbols=symbols)
+            )
+        yield opened
+
+
+def engine_of(state: State, policy: NbboPolicy | None = None, **context: int) -> DerivedEngine:
+    """The aggressor engine over the state."""
+    made = DerivedEngine(NbboDerivation(policy or NbboPolicy(), PrintTable.load()), [])
+    made.start(Context(state, **context))
+    return made
+
+
+def put(state: State, column: Column, symbol: int, minutes: list[int], salt: int = 0, session: str = SESSION) -> None:
+    """Fill cells with rows whose content is that of the salt; salt -1 fills them without rows."""
+    rows = state.ledger_of(column).session(state.calendar.session_seq(session))
+    cells = np.full(len(minutes), symbol), np.array(minutes)
+    if salt < 0:
+        empty = no_rows_hash(KIND[column]) >> 32
+        rows.set_many(column, *cells, NO_ROWS_ID, empty, flags=int(Flag.NO_ROWS), source=Source.FLAT_FILE, now_ns=1)
+        return
+    records = blank(KIND[column], len(minutes))
+    records["content_hash"] = [(1 + salt + 1000 * minute + 7 * symbol) << 32 for minute in minutes]
+    records["artifact_id"], records["row_count"] = 1, 10
+    records["row_start"] = np.array(minutes) * 10
+    first = state.maps[KIND[column]].append(records)
+    ids, checksums = (
+        np.arange(first, first + len(minutes)),
+        (records["content_hash"] >> np.uint64(32)).astype(np.uint32),
+    )
+    rows.set_many(column, *cells, ids, checksums, source=Source.FLAT_FILE, now_ns=1)
+
+
+def fill_all(state: State, session: str = SESSION) -> None:
+    """Trades at three minutes of AAA, quotes everywhere; nothing else has rows."""
+    everywhere = list(range(390))
+    for symbol in (0, 1, 2):
+        put(state, TRADE, symbol, everywhere, -1, session)
+        put(state, QUOTE, symbol, everywhere, 5 if symbol == 0 else -1, session)
+    put(state, TRADE, 0, [0, 10, 11], 3, session)
+
+
+def commit(state: State, engine: DerivedEngine, task: Task) -> None:
+    """Do a task: no-rows cells as the daemon does, others as if a worker had."""
+    engine.started(task)
+    if not task.compute:
+        assert list(commit_no_rows(state, task, Counts())) != []
+    else:
+        arguments: NbboArguments = task.arguments
+        records = blank(PayloadKind.AGGRESSOR, len(arguments.cells))
+        records["content_hash"] = np.arange(1, len(records) + 1).astype(np.uint64) << np.uint64(40)
+        records["artifact_id"], records["row_count"], records["batch_id"] = 1, 1, arguments.recipe
+        first = state.maps[PayloadKind.AGGRESSOR].append(records)
+        units = np.array([state.symbols.resolve(name) for name in arguments.symbols])
+        rows = state.trade.session(state.calendar.session_seq(task.session))
+        rows.set_many(
+            AGGRESSOR,
+            units[arguments.cells["symbol"]],
+            arguments.cells["minute"].astype(np.int64),
+            np.arange(first, first + len(records)),
+            (records["content_hash"] >> np.uint64(32)).astype(np.uint32),
+            inputs=arguments.cells["inputs"],
+            now_ns=1,
+        )
+    engine.ended(task)
+    engine.finished(task, Batch())
+
+
+def work_off(state: State, engine: DerivedEngine) -> list[Task]:
+    """Do tasks until there are none."""
+    done: list[Task] = []
+    while tasks := engine.plan(8):
+        for task in tasks:
+            commit(state, engine, task)
+        done += tasks
+        assert len(done) < 50
+    assert not engine.is_looking()
+    return done
+
+
+def minutes_of(task: Task) -> list[int]:
+    """The minutes of a task's cells."""
+    found: list[int] = task.arguments.cells["minute"].tolist()
+    return found
+
+
+def test_nothing_is_planned_before_the_inputs_are_filled(state: State) -> None:
+    """Trades alone make no cell ready; quotes of T alone do not where those of T-1 are open."""
+    engine = engine_of(state)
+    assert engine.plan(8) == []
+    put(state, TRADE, 0, [10, 11], 1)
+    put(state, QUOTE, 0, [11], 1)
+    assert engine.plan(8) == []
+    put(state, QUOTE, 0, [10], 1)
+    (task,) = engine.plan(8)
+    assert minutes_of(task) == [11]
+
+
+def test_cells_without_trades_are_filled_without_a_worker_and_hold_the_print_of_the_recipe(state: State) -> None:
+    """Three windows go to a worker, the others hold the no-rows record."""
+    fill_all(state)
+    engine = engine_of(state)
+    done = work_off(state, engine)
+    computed = [task for task in done if task.compute]
+    assert [minutes_of(task) for task in computed] == [[0, 10, 11]]
+    rows = state.trade.session(state.calendar.session_seq(SESSION))
+    cells = rows.slots(AGGRESSOR, np.array([0, 1, 2]))
+    assert (cells["status"] == Status.FILLED).all()
+    quiet = cells["flags"] & Flag.NO_ROWS != 0
+    assert int((~quiet).sum()) == 3
+    derivation = engine.derivation
+    assert isinstance(derivation, NbboDerivation)
+    assert set(cells["inputs"][quiet].tolist()) == {recipe_print(derivation.recipe)}
+    assert len(set(cells["inputs"][~quiet].tolist())) == 3
+
+
+def test_task_names_every_input_once_with_its_rows(state: State) -> None:
+    """Quotes of T and T-1 of all cells, each range once, and ids for the lineage."""
+    fill_all(state)
+    task = next(task for task in engine_of(state).plan(8) if task.compute)
+    arguments: NbboArguments = task.arguments
+    assert arguments.symbols == ("AAA",)
+    assert arguments.trades.ranges["minute"].tolist() == [0, 10, 11]
+    assert arguments.quotes.ranges["minute"].tolist() == [0, 9, 10, 11]
+    assert arguments.quotes.ranges["start"].tolist() == [0, 90, 100, 110]
+    assert arguments.cells["previous_quote_id"].tolist()[0] == 0
+    assert arguments.cells["previous_quote_id"].tolist()[2] == arguments.cells["quote_id"].tolist()[1]
+
+
+def test_a_changed_input_makes_exactly_the_cells_behind_it_stale_and_they_are_made_once(state: State) -> None:
+    """A quote minute touches the trades of T and T+1; a quote without trades behind it touches nothing."""
+    fill_all(state)
+    engine = engine_of(state)
+    work_off(state, engine)
+    put(state, QUOTE, 0, [10], 99)
+    put(state, QUOTE, 0, [200], 99)
+    stale = engine.stale(SESSION, AGGRESSOR, np.array([0, 1]))
+    assert np.argwhere(stale).tolist() == [[0, 10], [0, 11]]
+    assert not engine.stale_by_recipe(SESSION, AGGRESSOR, np.array([0, 1])).any()
+    (task,) = work_off(state, engine)
+    assert minutes_of(task) == [10, 11]
+    assert not engine.stale(SESSION, AGGRESSOR, np.array([0, 1])).any()
+
+
+def test_refill_with_equal_content_plans_nothing(state: State) -> None:
+    """Cleared, the inputs make a cell neither stale nor ready; refilled alike, nothing is to be done."""
+    fill_all(state)
+    engine = engine_of(state)
+    work_off(state, engine)
+    rows = state.trade.session(state.calendar.session_seq(SESSION))
+    rows.clear_many(TRADE, np.array([0]), np.array([10]), now_ns=2)
+    assert engine.plan(8) == []
+    assert not engine.stale(SESSION, AGGRESSOR, np.array([0])).any()
+    put(state, TRADE, 0, [10], 3)
+    assert engine.plan(8) == []
+    assert not engine.is_looking()
+
+
+def test_planning_looks_only_where_something_moved(state: State, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the first look a change of one symbol is judged for that symbol only."""
+    fill_all(state)
+    engine = engine_of(state)
+    work_off(state, engine)
+    judged: list[list[int]] = []
+    judge = engine.derivation.judge
+    monkeypatch.setattr(
+        engine.derivation,
+        "judge",
+        lambda seq, column, units: judged.append(units.tolist()) or judge(seq, column, units),
+    )
+    assert engine.plan(8) == []
+    assert judged == []
+    put(state, QUOTE, 1, [5], 77)
+    assert engine.plan(8) == []
+    assert judged == [[1]]
+
+
+def test_wanted_cells_are_made_again_and_running_ones_are_not_offered_twice(state: State) -> None:
+    """A refresh is work although nothing is stale; while it is under way nobody else gets it."""
+    fill_all(state)
+    engine = engine_of(state)
+    work_off(state, engine)
+    rows = state.trade.session(state.calendar.session_seq(SESSION))
+    rows.flag_many(AGGRESSOR, np.array([0, 1]), np.array([10, 3]), add=Flag.WANTED, now_ns=2)
+    tasks = engine.plan(8)
+    assert [(task.compute != "", task.cells) for task in tasks] == [(False, 1), (True, 1)]
+    for task in tasks:
+        engine.started(task)
+    assert engine.plan(8) == []
+    for task in tasks:
+        engine.ended(task)
+    assert len(engine.plan(8)) == 2
+
+
+def test_another_recipe_is_remade_unasked_only_in_the_newest_sessions(state: State) -> None:
+    """Older sessions stay stale for the reason recipe; there a changed input is still remade."""
+    for session in (OLDER, SESSION):
+        fill_all(state, session)
+    work_off(state, engine_of(state))
+    engine = engine_of(state, NbboPolicy(policy="touch-only"), auto_recompute_sessions=1)
+    done = work_off(state, engine)
+    assert {task.session for task in done} == {SESSION}
+    ids = np.array([0, 1, 2])
+    assert not engine.stale(SESSION, AGGRESSOR, ids).any()
+    assert engine.stale(OLDER, AGGRESSOR, ids).all()
+    assert engine.stale_by_recipe(OLDER, AGGRESSOR, ids).all()
+    rows = state.trade.session(state.calendar.session_seq(OLDER))
+    rows.clear_many(AGGRESSOR, np.array([0]), np.array([10]), now_ns=2)
+    (task,) = engine.plan(8)
+    assert (task.session, minutes_of(task)) == (OLDER, [10])
+
+
+def test_newest_session_goes_first_and_regions_before_it(state: State) -> None:
+    """The order of tasks follows regions, then dates."""
+    for session in (OLDER, SESSION):
+        fill_all(state, session)
+    engine = engine_of(state)
+    assert [task.session for task in engine.plan(8)] == [SESSION, SESSION, OLDER, OLDER]
+
+    class Region:
+        symbol_id, priority = 0, 9
+        start_ts = int(state.calendar.open_ns[state.calendar.session_seq(OLDER)])
+
+    context = engine._context
+    assert isinstance(context, Context)
+    context.wanted = [Region()]
+    tasks = engine.plan(8)
+    assert [(task.session, task.priority) for task in tasks[:2]] == [(OLDER, 9), (OLDER, 9)]
+
+
+def test_heavy_symbols_are_cut_and_light_ones_put_together(state: State, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No task weighs more than the bound, unless one cell does; every cell is in one task."""
+    fill_all(state)
+    put(state, TRADE, 1, [1, 2], 4)
+    put(state, QUOTE, 1, [0, 1, 2], 4)
+    engine = engine_of(state)
+    computed = [minutes_of(task) for task in engine.plan(8) if task.compute]
+    assert computed == [[0, 10, 11, 1, 2]]
+    monkeypatch.setattr(engines.derived, "ROWS_MAX", 60)
+    pieces = [task for task in engine.plan(20) if task.compute]
+    assert all(task.cells == 1 for task in pieces)
+    assert sorted(minutes_of(task)[0] for task in pieces) == [0, 1, 2, 10, 11]
+
+
+def test_a_task_that_failed_keeps_its_key_until_its_inputs_change_and_its_units_go_alone(state: State) -> None:
+    """So the runner knows it again, and the others of the group are made without it."""
+    fill_all(state)
+    put(state, TRADE, 1, [1], 4)
+    put(state, QUOTE, 1, [0, 1], 4)
+    engine = engine_of(state)
+    (task,) = [task for task in engine.plan(8) if task.compute]
+    engine.started(task)
+    engine.ended(task)
+    engine.failed(task, "boom", None)
+    alone = [one for one in engine.plan(8) if one.compute]
+    assert [one.arguments.symbols for one in alone] == [("AAA",), ("BBB",)]
+    assert [one.key for one in engine.plan(8) if one.compute] == [one.key for one in alone]
+    put(state, TRADE, 1, [1], 5)
+    renewed = [one.key for one in engine.plan(8) if one.compute]
+    assert renewed[0] == alone[0].key
+    assert renewed[1] != alone[1].key
+
+
+def test_recent_changes_wait_until_the_unit_is_whole_or_quiet(state: State, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch under commit is not planned in shreds, and until then the engine says that it is still looking."""
+    monkeypatch.setattr(engines.derived, "_QUIET_S", 3600.0)
+    put(state, TRADE, 0, [10, 11], 1)
+    put(state, QUOTE, 0, [9, 10], 1)
+    engine = engine_of(state)
+    assert engine.plan(8) == []
+    assert engine.is_looking()
+    fill_all(state)
+    assert [minutes_of(task) for task in engine.plan(8) if task.compute] == [[0, 10, 11]]
