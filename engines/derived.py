@@ -23,12 +23,13 @@ from ledger.absence import matches
 from ledger.columns import Column
 from ledger.state import State
 
-UNITS_AT_ONCE: Final = 128
+UNITS_AT_ONCE: Final = 64
 ROWS_MAX: Final = 4_000_000
 """Rows that one task reads and writes, about 5 s of work."""
 CELLS_MAX: Final = 65_536
 _QUIET_S: Final = 0.3
-_JUDGE_S: Final = 0.008
+_JUDGE_S: Final = 0.004
+_PLAN_S: Final = 0.008
 
 
 class DerivedEngine:
@@ -209,7 +210,8 @@ class DerivedEngine:
         for session in order:
             for task in self._tasks(session, regions.get(session, {}), now_s - _QUIET_S):
                 tasks.append(task)
-                if len(tasks) >= limit:
+                # Making a task judges its units again; what is left comes at the next call, milliseconds later.
+                if len(tasks) >= limit or time.monotonic() - now_s > _PLAN_S:
                     return tasks
         return tasks
 

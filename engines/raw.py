@@ -65,7 +65,9 @@ class _File:
 class FlatFileEngine:
     """One raw column from flat files of stocks and options; the engine classes of two folders are this with a name."""
 
-    def __init__(self, name: str, column: Column, datasets: tuple[Dataset, ...], table: Mapping[str, Any], base: Path) -> None:
+    def __init__(
+        self, name: str, column: Column, datasets: tuple[Dataset, ...], table: Mapping[str, Any], base: Path
+    ) -> None:
         self.name = name
         self.writes = (column,)
         self.config = msgspec.convert(table, FlatFileConfig)
@@ -403,4 +405,3 @@ def _next_day(day: str) -> str:
     from datetime import date, timedelta
 
     return (date.fromisoformat(day) + timedelta(days=1)).isoformat()
-

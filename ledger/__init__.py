@@ -8,6 +8,7 @@ words), ``layout`` (the bytes), ``rows`` (one session of one ledger), ``records`
 In a notebook, beside a running daemon::
 
     import ledger
+
     state = ledger.open("ledger.state", readonly=True)
     frame = state.scan("trade_ref", symbols="AIG", sessions="2013-10-07").collect()
 """

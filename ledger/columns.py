@@ -189,7 +189,7 @@ UPSTREAM: Final = {
     Column.QUOTE_REF: (),
     Column.AGGRESSOR_REF: (Column.TRADE_REF, Column.QUOTE_REF),
     Column.GREEKS_REF: (Column.RF_RATE_REF, Column.TRADE_REF, Column.QUOTE_REF),
-    **{column: (Column.TRADE_REF, Column.AGGRESSOR_REF, Column.GREEKS_REF) for column in AGGREGATE_MINUTES},
+    **dict.fromkeys(AGGREGATE_MINUTES, (Column.TRADE_REF, Column.AGGRESSOR_REF, Column.GREEKS_REF)),
 }
 """Which columns each column is made from."""
 
@@ -200,7 +200,7 @@ _KIND_OF_COLUMN: Final = {
     Column.QUOTE_REF: PayloadKind.QUOTE,
     Column.AGGRESSOR_REF: PayloadKind.AGGRESSOR,
     Column.GREEKS_REF: PayloadKind.GREEKS,
-    **{column: PayloadKind.AGGREGATE for column in AGGREGATE_MINUTES},
+    **dict.fromkeys(AGGREGATE_MINUTES, PayloadKind.AGGREGATE),
 }
 
 assert len(Column) == len(TRADE_COLUMNS) + len(ENRICHMENT_COLUMNS) == 11

@@ -17,7 +17,7 @@ from typing import Any, Final
 import numpy as np
 
 from ledger.calendar import Calendar
-from ledger.columns import MINUTES_PER_SESSION, Column, Flag, LedgerKind, PayloadKind, Source, Status
+from ledger.columns import MINUTES_PER_SESSION, Column, Flag, LedgerKind, PayloadKind, Source
 from ledger.errors import AddressError, MinuteOutOfSession, PayloadKindNotAllowed
 from ledger.files import System
 from ledger.layout import COLUMNS_OF, COUNTS_OFFSET, ROWS_COUNTS

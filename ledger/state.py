@@ -176,10 +176,14 @@ class State:
         self.flusher: Flusher | None = None
         if not readonly:
             self.flusher = Flusher(
-                self._sync_maps, self._sync_rows, interval_s=flush_interval_s, on_group=lambda: self.on_group()
+                self._sync_maps, self._sync_rows, interval_s=flush_interval_s, on_group=self._group_ended
             )
 
     # ---- durability
+
+    def _group_ended(self) -> None:
+        """A group was synced; called on the flusher's thread. Whoever waits for it sets ``on_group``."""
+        self.on_group()
 
     @property
     def failure(self) -> StateReadOnly | None:

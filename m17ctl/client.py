@@ -334,9 +334,7 @@ class Client:
     def _timed_out(self, conversation: _Conversation) -> ClientError:
         waited = f"no answer from {self.path} within {conversation.limit:g} s"
         if conversation.sent and conversation.key:
-            hint = (
-                f"it may have been done; send it again with the same key, which never does it twice: {conversation.key}"
-            )
+            hint = f"it may have been done; sent again with the same key it is never done twice: {conversation.key}"
             return OutcomeUnknown(
                 f"{waited}: outcome unknown, idempotency key {conversation.key}", hint, key=conversation.key
             )

@@ -137,7 +137,9 @@ def _axis(starts: Sequence[int], zone: tzinfo) -> str:
     line = ""
     for index, start in enumerate(starts):
         clock = format_clock(start, zone)
-        if index == 0 or (clock.endswith(("00", "30")) and index >= len(line) + 3 and index + len(clock) <= len(starts)):
+        if index == 0 or (
+            clock.endswith(("00", "30")) and index >= len(line) + 3 and index + len(clock) <= len(starts)
+        ):
             line = line.ljust(index) + clock
     return line
 

@@ -192,7 +192,9 @@ def show_holes(stage: Stage, truth: Truth) -> None:
     stage.show("engines", "list")
     late = planted(truth, "late_curve").facts
     held = curve_date(stage)
-    demand(held == late["held_until_repair"], f"the curve of {held} holds, because that of {late['curve_date']} is late")
+    demand(
+        held == late["held_until_repair"], f"the curve of {held} holds, because that of {late['curve_date']} is late"
+    )
     demand(found == 390, f"{without.symbol} has trades and never a quote: all its 390 quote cells are suspect")
 
 

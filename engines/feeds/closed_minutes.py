@@ -32,7 +32,7 @@ class ClosedMinute:
             False: rows that came after the minute was forgotten, to be added to what was handed over.
         groups: None, or the option roots (``O:TWX``) and tickers that a revision replaces; others stay as they were.
         finished: False: the feed ended before the minute did. It must not be called filled.
-        partial: a gap overlaps the minute.
+        partial: a gap of the whole connection overlaps the minute; gaps of single topics come as messages only.
         tickers: texts of the numbers in ``columns["ticker"]``, ascending.
         conditions, indicators: texts of the numbers in the columns of those names.
         columns: see :func:`engines.feeds.stream_events.trade_columns` and ``quote_columns``; rows by ticker, time and
@@ -102,13 +102,14 @@ class Gap:
         start_ns: event time of the last event before it, ns UTC; 0 where there was none (the feed began).
         end_ns: event time of the first event after it; None while it lasts.
         reason: why, in a word or a line.
-        tickers: whose events, None for all of the connection.
+        topics: whose events, such as ``Q.AIG``; None for all of the connection. A later Gap with the same start, reason
+            and topics says how it ended.
     """
 
     start_ns: int
     end_ns: int | None
     reason: str
-    tickers: tuple[str, ...] | None = None
+    topics: tuple[str, ...] | None = None
 
     def overlaps(self, start_ns: int, end_ns: int) -> bool:
         """Whether events of ``[start_ns, end_ns)`` may be missing; both ends of the gap count."""

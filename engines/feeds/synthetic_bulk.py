@@ -62,7 +62,7 @@ def write_bulk(path: Path, *, dataset: Dataset, session: str, rows: int, tickers
     with path.open("wb") as file, gzip.GzipFile("", "wb", compresslevel=1, fileobj=file, mtime=0) as stream:
         stream.write(f"{HEADERS[dataset]}\n".encode("ascii"))
         for frame in _frames(dataset, session, rows, names, seed):
-            frame.write_csv(cast(BinaryIO, stream), include_header=False)
+            frame.write_csv(cast("BinaryIO", stream), include_header=False)
 
 
 def _letters(rank: int) -> str:

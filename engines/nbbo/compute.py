@@ -95,23 +95,27 @@ def _with_classes(frame: pl.DataFrame, cell: np.ndarray, arguments: NbboArgument
     """The trades with ``ordinal``, ``print_class`` (code) and ``sets_price``."""
     of_options = arguments.of_options[arguments.cells["symbol"]][cell]
     condition_codes, conditions = text_codes(frame["conditions"])
-    correction = frame["correction"].fill_null(0).to_numpy().astype(np.int64)
-    pairs = np.stack([condition_codes, correction, of_options.astype(np.int64)], axis=1)
-    known, inverse = np.unique(pairs, axis=0, return_inverse=True)
-    classes = arguments.prints.classify_conditions(
-        [conditions[code] for code in known[:, 0]],
-        [int(code) for code in known[:, 1]],
-        known[:, 2].astype(bool),
+    correction_codes, corrections = text_codes(frame["correction"].fill_null(0))
+    # One number for each triple: few differ, and those that occur are found by counting, not by sorting rows.
+    key = (condition_codes * len(corrections) + correction_codes) * 2 + of_options
+    known = np.flatnonzero(np.bincount(key, minlength=1))
+    pair, option = np.divmod(known, 2)
+    condition, correction = np.divmod(pair, len(corrections))
+    class_of = np.zeros(int(known[-1]) + 1, dtype=np.int8)
+    class_of[known] = arguments.prints.classify_conditions(
+        [conditions[code] for code in condition],
+        [corrections[code] for code in correction],
+        option.astype(bool),
         datetime.date.fromisoformat(arguments.session),
     )
-    sets_price = arguments.prints.eligible(classes, known[:, 2].astype(bool))
-    inverse = inverse.reshape(-1)
+    classes = class_of[key]
+    sets_price = arguments.prints.eligible(classes, of_options)
     counts_of = arguments.trades.ranges["count"]
     first = np.cumsum(counts_of) - counts_of
     return frame.with_columns(
         pl.Series("ordinal", (np.arange(frame.height) - first[cell]).astype(np.uint32)),
-        pl.Series("print_class", classes[inverse]),
-        pl.Series("sets_price", sets_price[inverse]),
+        pl.Series("print_class", classes),
+        pl.Series("sets_price", sets_price),
     )
 
 

@@ -21,4 +21,6 @@ def build(table: Mapping[str, Any], base: Path) -> FlatFileEngine:
     Raises:
         msgspec.ValidationError, ValueError: a key or value of the table is wrong.
     """
-    return FlatFileEngine("trade_flatfile", Column.TRADE_REF, (Dataset.STOCK_TRADES, Dataset.OPTION_TRADES), table, base)
+    return FlatFileEngine(
+        "trade_flatfile", Column.TRADE_REF, (Dataset.STOCK_TRADES, Dataset.OPTION_TRADES), table, base
+    )

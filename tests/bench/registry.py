@@ -3,8 +3,9 @@ Which benchmarks there are, and how one is run.
 
 A benchmark is a module ``tests/**/bench_*.py`` with ``measure() -> dict | list of dict``: ``name``, ``value``, ``unit``,
 ``reach``, ``ok`` and ``detail`` (the figures of both sides). ``measure`` takes its own medians, of at least five rounds
-in turns: :func:`in_turns` does that. A module whose figures are not named like itself says so in ``NAMES``, a tuple of
-strings. Each module runs in a process of its own, so that memory and imports of one are not charged to another. This
+in turns: :func:`in_turns` does that. Their names stand in the source as ``"name": "..."``, as keys of a dict ``REACH``
+or in a tuple ``NAMES``, so that they can be listed without importing. A figure that could not be taken has the value
+None and is not ok. Each module runs in a process of its own, so that memory and imports of one are not charged to another. This
 module must never know a single benchmark.
 """
 
@@ -45,13 +46,14 @@ def discover(folder: Path) -> list[Path]:
 
 
 def names_of(path: Path) -> tuple[str, ...]:
-    """Names of a module's figures as its source spells them (``NAMES``, or ``"name": "..."``); nothing is imported."""
+    """Names of a module's figures as its source spells them; nothing is imported."""
     names: list[str] = []
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Assign | ast.AnnAssign):
             target = node.targets[0] if isinstance(node, ast.Assign) else node.target
-            if ast.unparse(target) == "NAMES" and node.value is not None:
-                return tuple(ast.literal_eval(node.value))
+            held, value = {"NAMES": ast.Tuple, "REACH": ast.Dict}.get(ast.unparse(target)), node.value
+            if held is not None and value is not None and isinstance(value, held):
+                return tuple(ast.literal_eval(value))
         if isinstance(node, ast.Dict):
             pairs = zip(node.keys, node.values, strict=True)
             names += [
@@ -77,19 +79,19 @@ def check(measured: dict[str, Any]) -> Result:
     A figure as the table and the JSON need it.
 
     Raises:
-        ValueError: a field is missing or unknown, or the value is not a finite number.
+        ValueError: a field is missing or unknown, or the value is not a finite number (None is: not taken).
     """
     if set(measured) != set(Result.__annotations__):
         raise ValueError(f"a figure has the fields {sorted(Result.__annotations__)}, not {sorted(measured)}")
-    value, reach = float(measured["value"]), measured["reach"]
-    if not math.isfinite(value):
+    value, reach = measured["value"], measured["reach"]
+    if value is not None and not math.isfinite(value):
         raise ValueError(f"{measured['name']}: {value} is no figure")
     return Result(
         name=str(measured["name"]),
-        value=value,
+        value=None if value is None else float(value),
         unit=str(measured["unit"]),
         reach=None if reach is None else float(reach),
-        ok=bool(measured["ok"]),
+        ok=bool(measured["ok"]) and value is not None,
         detail=dict(measured["detail"]),
     )
 

@@ -29,6 +29,7 @@ def folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
         (package / "__init__.py").write_text("")
     for name in ("__main__.py", "registry.py"):
         (bench / name).write_text((Path(registry.__file__).parent / name).read_text())
+    (tmp_path / "tests" / "__init__.py").write_text("")  # a package, or the installed project's tests would be found
     monkeypatch.setattr(registry, "ROOT", tmp_path)
     monkeypatch.setattr(command, "FOLDER", tmp_path / "tests")
     return tmp_path / "tests"
@@ -98,6 +99,31 @@ def test_no_benchmarks_is_not_success(folder: Path) -> None:
     """An empty table proves nothing."""
     assert folder.is_dir()
     assert command.main(["--json"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("source", "names"),
+    [
+        (GOOD, ("quick",)),
+        ('REACH = {"a": 1.0, "b": 2.0}\n', ("a", "b")),
+        ('REACH: float = 4.0\ndef measure():\n    return {"name": "c"}\n', ("c",)),
+        (BROKEN, ("first", "second")),
+        ("def measure():\n    return []\n", ()),
+    ],
+)
+def test_names_are_read_without_importing(tmp_path: Path, source: str, names: tuple[str, ...]) -> None:
+    """Each way a module may spell them; a library that is missing does not matter."""
+    path = tmp_path / "bench_x.py"
+    path.write_text(source)
+
+    assert registry.names_of(path) == names
+
+
+def test_a_figure_that_was_not_taken_is_not_ok() -> None:
+    """A module whose other side is not installed says None, whatever else it claims."""
+    untaken = {"name": "n", "value": None, "unit": "u", "reach": 1.0, "ok": True, "detail": {"error": "no lmdb"}}
+
+    assert (registry.check(untaken)["value"], registry.check(untaken)["ok"]) == (None, False)
 
 
 @pytest.mark.parametrize("change", [{"value": float("nan")}, {"extra": 1}, {"value": float("inf")}])

@@ -51,6 +51,7 @@ class Context:
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Units are taken at once, although something has just touched them."""
     monkeypatch.setattr(engines.derived, "_QUIET_S", -1.0)
+    monkeypatch.setattr(engines.derived, "_PLAN_S", 60.0)
 
 
 @pytest.fixture(scope="module")

@@ -93,7 +93,9 @@ def write(root: Path, session: str, data: bytes, dataset: str = DATASET) -> Path
     return path
 
 
-def write_config(root: Path, sessions: list[str], *, extra: str = "", engines: str = "trade_flatfile", keys: str = "") -> Path:
+def write_config(
+    root: Path, sessions: list[str], *, extra: str = "", engines: str = "trade_flatfile", keys: str = ""
+) -> Path:
     """A config over the files of a folder."""
     lines = ['state_dir = "ledger.state"', keys, "[runner]", "workers = 2", "[calendar]", "year = 2013"]
     for engine in engines.split():

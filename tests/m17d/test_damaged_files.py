@@ -44,9 +44,10 @@ def test_damage_is_named_once_and_fills_nothing(kind: str, damaged: tuple[Path, 
         assert record is not None
         assert record.state is SourceState.DAMAGED
         assert record.reason in lines[0]
-        assert not state.trade.exists(state.calendar.session_seq(session)) or not (
-            state.trade.session(state.calendar.session_seq(session)).status == Status.FILLED
-        ).any()
+        assert (
+            not state.trade.exists(state.calendar.session_seq(session))
+            or not (state.trade.session(state.calendar.session_seq(session)).status == Status.FILLED).any()
+        )
         assert len(state.symbols) == 2, "garbage must not become a symbol"
 
 

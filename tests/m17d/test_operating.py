@@ -159,7 +159,9 @@ def test_region_is_worked_first_and_retires_by_itself(client: Client) -> None:
     """Its minutes are counted, and it is complete once they are whole."""
     whole(client)
     reply = client.call(
-        protocol.PriorityAddRequest(symbol="AAA", from_ts=f"{SESSION}T10:00", to_ts=f"{SESSION}T10:30", priority=9, columns=TRADES)
+        protocol.PriorityAddRequest(
+            symbol="AAA", from_ts=f"{SESSION}T10:00", to_ts=f"{SESSION}T10:30", priority=9, columns=TRADES
+        )
     )
     assert (reply.minutes, reply.priority) == (30, 9)
     end = time.monotonic() + 10

@@ -29,7 +29,9 @@ KINDS = {
 }
 
 
-def run(directory: Path, year: str, sessions: list[str], option_rows: str, *, workers: int = 2, order: str = "tq") -> None:
+def run(
+    directory: Path, year: str, sessions: list[str], option_rows: str, *, workers: int = 2, order: str = "tq"
+) -> None:
     """Run the daemon until idle on a config of the documented shape."""
     engine = {"t": "trade_flatfile", "q": "quote"}
     lines = [
@@ -42,11 +44,17 @@ def run(directory: Path, year: str, sessions: list[str], option_rows: str, *, wo
         f"year = {year}",
     ]
     for letter in order:
-        lines += [f"[engines.{engine[letter]}]", f'source = "{DATA / "flatfiles"}"', f"sessions = {json.dumps(sessions)}"]
+        lines += [
+            f"[engines.{engine[letter]}]",
+            f'source = "{DATA / "flatfiles"}"',
+            f"sessions = {json.dumps(sessions)}",
+        ]
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "m17.toml").write_text("\n".join(lines) + "\n")
     command = [sys.executable, "-m", "m17d", "run", "--config", "m17.toml", "--until-idle"]
-    done = subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=300, check=False, env=dict(os.environ))
+    done = subprocess.run(
+        command, cwd=directory, capture_output=True, text=True, timeout=300, check=False, env=dict(os.environ)
+    )
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -96,7 +104,9 @@ def slots_of(rows: SessionRows, column: Column, symbol_id: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("session", SESSIONS)
-def test_every_ticker_has_the_expected_rows_windows_and_volume(session: str, states: dict[str, tuple[str, Path]]) -> None:
+def test_every_ticker_has_the_expected_rows_windows_and_volume(
+    session: str, states: dict[str, tuple[str, Path]]
+) -> None:
     """Counts, windows and sums of sizes equal the independent ones, and every other window is no data or waiting."""
     option_rows, directory = states[session[:4]]
     with ledger.open(directory / "ledger.state", readonly=True) as state:
@@ -147,7 +157,9 @@ def test_scan_gives_the_rows_of_the_file_once(states: dict[str, tuple[str, Path]
     with ledger.open(directory / "ledger.state", readonly=True) as state:
         window = state.calendar.times(session)
         names = ["ticker", "sip_timestamp", "price", "size", "exchange", "participant_timestamp"]
-        file = pl.read_csv(path).filter(pl.col("sip_timestamp").is_between(window.open_ns, window.close_ns, closed="left"))
+        file = pl.read_csv(path).filter(
+            pl.col("sip_timestamp").is_between(window.open_ns, window.close_ns, closed="left")
+        )
         scanned = state.scan("trade_ref", symbols="O:*", sessions=session).select(names).collect()
         wanted = file.select(names).cast(scanned.schema)
         assert scanned.sort(names).equals(wanted.sort(names))
@@ -156,11 +168,23 @@ def test_scan_gives_the_rows_of_the_file_once(states: dict[str, tuple[str, Path]
 def test_running_twice_changes_nothing(tmp_path: Path) -> None:
     """No payload, no artifact, not one byte of a row file or map differs after a second run."""
     run(tmp_path, "2013", ["2013-10-07"], "contract")
-    watched = ["trade/*.rows", "enrichment/*.rows", "maps/*", "artifacts/**/*", "sources", "symbol-map.bin", "audit/*.log"]
-    paths = [path for pattern in watched for path in sorted((tmp_path / "ledger.state").glob(pattern)) if path.is_file()]
+    watched = [
+        "trade/*.rows",
+        "enrichment/*.rows",
+        "maps/*",
+        "artifacts/**/*",
+        "sources",
+        "symbol-map.bin",
+        "audit/*.log",
+    ]
+    paths = [
+        path for pattern in watched for path in sorted((tmp_path / "ledger.state").glob(pattern)) if path.is_file()
+    ]
     before = {path: digest_of(path) for path in paths}
     run(tmp_path, "2013", ["2013-10-07"], "contract")
-    after = [path for pattern in watched for path in sorted((tmp_path / "ledger.state").glob(pattern)) if path.is_file()]
+    after = [
+        path for pattern in watched for path in sorted((tmp_path / "ledger.state").glob(pattern)) if path.is_file()
+    ]
     assert after == paths
     assert {path: digest_of(path) for path in paths} == before
 

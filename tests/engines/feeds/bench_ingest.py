@@ -67,7 +67,9 @@ def _gunzip_seconds(path: Path) -> float:
 
 def _write(root: Path, rows: int) -> Path:
     path = root / f"{rows}.csv.gz"
-    write_bulk(path, dataset=Dataset.STOCK_TRADES, session=SESSION, rows=rows, tickers=min(9_000, max(10, rows // 1500)))
+    write_bulk(
+        path, dataset=Dataset.STOCK_TRADES, session=SESSION, rows=rows, tickers=min(9_000, max(10, rows // 1500))
+    )
     return path
 
 
@@ -85,7 +87,14 @@ def _ratio(root: Path) -> dict[str, Any]:
     ours = statistics.median(_pass(path, root, _ROUNDS)["seconds"])
     detail |= {"gunzip_rows_per_s": round(_RATIO_ROWS / gunzip), "ingest_rows_per_s": round(_RATIO_ROWS / ours)}
     value = gunzip / ours
-    return {"name": "ingest_vs_gunzip", "value": value, "unit": "ratio", "reach": 0.2, "ok": value >= 0.2, "detail": detail}
+    return {
+        "name": "ingest_vs_gunzip",
+        "value": value,
+        "unit": "ratio",
+        "reach": 0.2,
+        "ok": value >= 0.2,
+        "detail": detail,
+    }
 
 
 def _peak(root: Path) -> dict[str, Any]:
@@ -96,4 +105,11 @@ def _peak(root: Path) -> dict[str, Any]:
         peaks[str(count)] = round(_pass(path, root, 1)["peak_mib"])
         path.unlink()
     value = max(peaks.values())
-    return {"name": "ingest_peak_mib", "value": value, "unit": "MiB", "reach": 1024, "ok": value <= 1024, "detail": peaks}
+    return {
+        "name": "ingest_peak_mib",
+        "value": value,
+        "unit": "MiB",
+        "reach": 1024,
+        "ok": value <= 1024,
+        "detail": peaks,
+    }

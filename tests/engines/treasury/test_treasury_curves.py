@@ -22,13 +22,22 @@ def test_absent_tenor_is_marked_and_never_zero() -> None:
 
 def test_next_effective_time_is_not_content() -> None:
     """A later curve that becomes known changes nothing of this one."""
-    assert record_of("2014-06-05", TENORS, 100, 0)["content_hash"] == record_of("2014-06-05", TENORS, 100, 999)["content_hash"]
+    assert (
+        record_of("2014-06-05", TENORS, 100, 0)["content_hash"]
+        == record_of("2014-06-05", TENORS, 100, 999)["content_hash"]
+    )
 
 
 def test_effective_time_and_date_are_content() -> None:
     """Another effective time is another curve, even with the same yields."""
-    assert record_of("2014-06-05", TENORS, 100, 0)["content_hash"] != record_of("2014-06-05", TENORS, 160, 0)["content_hash"]
-    assert record_of("2014-06-05", TENORS, 100, 0)["content_hash"] != record_of("2014-06-06", TENORS, 100, 0)["content_hash"]
+    assert (
+        record_of("2014-06-05", TENORS, 100, 0)["content_hash"]
+        != record_of("2014-06-05", TENORS, 160, 0)["content_hash"]
+    )
+    assert (
+        record_of("2014-06-05", TENORS, 100, 0)["content_hash"]
+        != record_of("2014-06-06", TENORS, 100, 0)["content_hash"]
+    )
 
 
 def test_curve_holds_from_its_effective_time_until_the_next() -> None:
