@@ -14,14 +14,17 @@ from __future__ import annotations
 import ctypes
 import resource
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from m17d.listening import Listening, greediest
+from m17d.listening import Connection, Listening, greediest
 
 GUARD_SECONDS: Final = 0.02
 """How often the guard looks."""
+SUSPICION_SECONDS: Final = 0.002
+"""How often it looks while it wonders whose the growth is."""
 _PAGE: Final = resource.getpagesize()
 
 
@@ -34,7 +37,9 @@ class GuardLimits:
     ``full_least`` nor above ``full_most``. What lies between there and the limit is what a flood can take while this process
     waits for a processor: a limit of 1,024 has held on a loaded machine, 256 has not.
     Then processes that hold more than ``connections_per_process`` lose theirs. ``memory_growth_bytes`` is anonymous memory gained since the guard last found no
-    connection with input waiting; ``pending_bytes`` is input waiting in one connection that makes it a suspect.
+    connection with input waiting. Then every connection's input is looked at ``looks`` times; one that had some waiting in
+    ``looks_guilty`` of them, or ``pending_bytes`` at once, is ended. A peer that feeds half a message slowly enough to be seen
+    less often than that is left to the service manager's limit of memory.
     """
 
     full_share: float = 0.125
@@ -43,6 +48,8 @@ class GuardLimits:
     connections_per_process: int = 32
     memory_growth_bytes: int = 32 << 20
     pending_bytes: int = 32 << 10
+    looks: int = 12
+    looks_guilty: int = 3
 
 
 class Guard:
@@ -58,6 +65,8 @@ class Guard:
         self._full_mark = min(max(int(soft * limits.full_share), limits.full_least), limits.full_most)
         self._memory_base = anonymous_bytes()
         self._next = 0.0
+        self._looks = 0
+        self._seen: Counter[Connection] = Counter()
         self.connections_ended = 0
 
     def close(self) -> None:
@@ -73,26 +82,42 @@ class Guard:
             # What is looked at must not change under our eyes.
             self._listening.admit(False)
         if due:
-            self._next = now + GUARD_SECONDS
             if full:
                 held = self._listening.connections()
                 self.connections_ended += self._listening.hang_up(greediest(held, self._limits.connections_per_process))
             self._look_at_memory()
+            self._next = now + (SUSPICION_SECONDS if self.suspicious else GUARD_SECONDS)
         if not full:
             self._listening.admit(True)
 
+    @property
+    def suspicious(self) -> bool:
+        """Whether memory has grown and it is not known yet for whom; then the loop should turn every few milliseconds."""
+        return self._looks > 0
+
     def _look_at_memory(self) -> None:
-        anonymous = anonymous_bytes()
-        if anonymous - self._memory_base <= self._limits.memory_growth_bytes:
+        anonymous, limits = anonymous_bytes(), self._limits
+        if anonymous - self._memory_base <= limits.memory_growth_bytes:
             self._memory_base = min(self._memory_base, anonymous)
+            self._forget()
             return
-        suspects = [held for held in self._listening.connections() if held.pending_bytes >= self._limits.pending_bytes]
-        if not suspects:
+        self._looks += 1
+        waiting = [held for held in self._listening.connections() if held.pending_bytes]
+        self._seen.update(held._replace(pending_bytes=0) for held in waiting)
+        guilty = [held for held in waiting if held.pending_bytes >= limits.pending_bytes]
+        guilty += [held for held, times in self._seen.items() if times >= limits.looks_guilty]
+        if guilty:
+            self.connections_ended += self._listening.hang_up(guilty)
+            _return_free_memory()
+            self._forget()
+        elif self._looks >= limits.looks:
             # The growth is the daemon's own: planes, batches, an answer on its way.
             self._memory_base = anonymous
-            return
-        self.connections_ended += self._listening.hang_up(suspects)
-        _return_free_memory()
+            self._forget()
+
+    def _forget(self) -> None:
+        self._looks = 0
+        self._seen.clear()
 
 
 def anonymous_bytes() -> int:

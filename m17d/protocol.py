@@ -365,7 +365,7 @@ class SubscribeRequest(ReadRequest, frozen=True, tag="subscribe"):
 
 
 class CreditRequest(ReadRequest, frozen=True, tag="credit"):
-    """Take ``pieces`` more of the stream that request ``stream`` began, or renew its lease; has no reply."""
+    """Take ``pieces`` more of the stream that request ``stream`` began, or (``pieces`` 0) renew its lease; has no reply."""
 
     reply = outcomes.EndReply
     stream: Natural

@@ -96,7 +96,15 @@ class Pushing:
         return False
 
     def credit(self, origin: Origin, request: CreditRequest) -> None:
-        """Give a stream more credit, or a subscription more time; for one that has ended there is nothing to do."""
+        """
+        Give a stream more credit, or a subscription more time.
+
+        More credit for a stream that has ended needs no answer; a lease that cannot be renewed does, under the subscription's
+        own id, so that the subscriber knows that it must subscribe again.
+
+        Raises:
+            Refused: ``not_found`` where a lease is to be renewed and there is none.
+        """
         place, now = (origin.route, request.stream), time.monotonic()
         stream, subscription = self._streams.get(place), self._subscriptions.get(place)
         if stream is not None:
@@ -104,6 +112,9 @@ class Pushing:
             stream.touched = now
         if subscription is not None:
             subscription.until = now + subscription.lease_seconds
+        if stream is None and subscription is None and not request.pieces:
+            origin.id = request.stream
+            raise Refused("not_found", f"no subscription {request.stream}", "subscribe again from the next event on")
 
     def cancel(self, origin: Origin, request: CancelRequest) -> None:
         """End a stream or subscription; a mutation is left alone by its reader, not undone."""

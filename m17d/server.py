@@ -49,7 +49,7 @@ from m17d.streams import Counters, EventLog, Limits, Origin
 
 _log: Final = logging.getLogger("m17d.server")
 _RETRY_MS: Final = 2
-_FULL_MS: Final = 20
+_GUARD_MS: Final = 20
 _KNOCK_SECONDS: Final = 0.005
 
 
@@ -173,9 +173,10 @@ class Server:
             return 0
         if self._outgoing.waiting or self._pushing.waiting:
             return min(timeout_ms, _RETRY_MS)
-        if self._watched < 0:
-            return min(timeout_ms, _FULL_MS)
-        return timeout_ms
+        if self.guard.suspicious:
+            return min(timeout_ms, _RETRY_MS)
+        # The guard has to look even when nobody asks for anything.
+        return min(timeout_ms, _GUARD_MS)
 
     def _receive(self) -> None:
         until = time.monotonic() + self.limits.turn_ms / 1e3

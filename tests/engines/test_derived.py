@@ -12,6 +12,7 @@ import pytest
 
 import engines.derived
 from engines.contract import Batch, Task
+from engines.derivation import Judged
 from engines.derived import DerivedEngine
 from engines.nbbo.engine import NbboArguments, NbboDerivation
 from engines.nbbo.policy import NbboPolicy
@@ -247,11 +248,12 @@ def test_planning_looks_only_where_something_moved(state: State, monkeypatch: py
     work_off(state, engine)
     judged: list[list[int]] = []
     judge = engine.derivation.judge
-    monkeypatch.setattr(
-        engine.derivation,
-        "judge",
-        lambda seq, column, units: judged.append(units.tolist()) or judge(seq, column, units),
-    )
+
+    def watched(seq: int, column: Column, units: np.ndarray) -> Judged:
+        judged.append(units.tolist())
+        return judge(seq, column, units)
+
+    monkeypatch.setattr(engine.derivation, "judge", watched)
     assert engine.plan(8) == []
     assert judged == []
     put(state, QUOTE, 1, [5], 77)

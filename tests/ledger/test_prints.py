@@ -93,11 +93,11 @@ def test_window_prints_are_those_of_the_sets_they_contain(data: st.DataObject) -
     checksum = np.array(cells, dtype=np.uint32).reshape(2, minutes)
     names = text_hashes(["A", "O:A"])
     sums = set_values("trade", names, checksum, checksum > 0).sum(axis=0, dtype=np.uint64)
-    prints = window_prints(RECIPE, sums, (checksum > 0).any(axis=0), width)
+    prints = window_prints(RECIPE, sums, np.asarray((checksum > 0).any(axis=0)), width)
     for start in range(minutes):
         inside = np.zeros_like(sums)
         inside[0] = sums[start : start + width].sum(dtype=np.uint64)
-        alone = window_prints(RECIPE, inside, np.full(minutes, checksum[:, start : start + width].any()), 1)
+        alone = window_prints(RECIPE, inside, np.full(minutes, bool(checksum[:, start : start + width].any())), 1)
         assert prints[start] == alone[0]
     quiet = np.array([not checksum[:, start : start + width].any() for start in range(minutes)])
     assert ((prints == recipe_print(RECIPE)) == quiet).all()

@@ -304,6 +304,9 @@ def test_subscription_ends_with_its_lease(tmp_path: Path) -> None:
         time.sleep(0.6)
         daemon.publish("cells", 1)
         assert [envelope.id for envelope, _ in wire.drain()] == [2]
+        wire.send(CreditRequest(stream=1), 4)
+        envelope, body = wire.receive()
+        assert (envelope.id, body.code) == (1, "not_found")
 
 
 def test_lost_events_are_counted_in_the_next(tmp_path: Path) -> None:

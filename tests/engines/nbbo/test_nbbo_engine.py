@@ -16,10 +16,10 @@ from engines.nbbo.compute import run
 from engines.nbbo.engine import CELL, NbboArguments, NbboDerivation, build
 from engines.nbbo.policy import NbboPolicy
 from engines.nbbo.print_classes import PrintTable
-from ledger.columns import WINDOW_NS
+from ledger.columns import WINDOW_NS, PayloadKind
 from ledger.content import no_rows_hash
 from ledger.frames import ArtifactWriter
-from ledger.records import RECORD_NO_ROWS, PayloadKind
+from ledger.records import RECORD_NO_ROWS
 
 SESSION = "2013-10-07"
 OPEN_NS = 1_381_152_600_000_000_000
