@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from fnmatch import translate
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final, NamedTuple
@@ -28,6 +28,8 @@ SUFFIXES: Final = (".parquet", ".csv", ".ndjson")
 """What the name of an exported file may end in."""
 CONTRACT_COLUMNS: Final = ("instrument", "contract", "ticker")
 """Columns that name a row's instrument; the first that an artifact has is used."""
+OUTSIDE_KEY: Final = b"m17.outside"
+"""Key of an artifact's footer: JSON, symbol -> [row_start, row_count, ...] of its rows outside the session."""
 _BLOCK_ROWS: Final = 1 << 20
 _GAP_ROWS: Final = 1 << 16
 """Rows that are read and thrown away rather than beginning another read."""
@@ -54,10 +56,12 @@ class Written(msgspec.Struct, frozen=True):
 class Selection:
     """The rows that some pieces of an export answer name: in order, neighbours joined, rows outside the session last."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, extended: bool = False) -> None:
         self.runs: list[Run] = []
         self.cells = 0
+        self._extended = extended
         self._outside: list[Run] = []
+        self._outside_of_symbol: dict[str, tuple[str, list[Run]]] = {}
 
     def add(self, piece: ExportReply) -> None:
         """Take one piece; its cells index its own list of artifacts."""
@@ -67,10 +71,40 @@ class Selection:
             _append(self.runs, Run(uris[cell.uri], cell.row_start, cell.row_count))
         for uri, _, start, count in piece.extended:
             _append(self._outside, Run(uris[uri], start, count))
+        if self._extended:
+            for uri in uris:
+                self._add_outside(uri, piece.symbols.values())
+
+    def _add_outside(self, uri: str, symbols: Iterable[str]) -> None:
+        """
+        Rows outside the session of some symbols, which an artifact's own footer names.
+
+        Every pass over a symbol takes all of its day along, so of several artifacts the newest, which comes last, counts.
+        """
+        wanted = [symbol for symbol in symbols if self._outside_of_symbol.get(symbol, ("",))[0] != uri]
+        if not wanted:
+            return
+        named = _outside_of(uri)
+        for symbol in wanted:
+            ranges = named.get(symbol, [])
+            runs = [Run(uri, start, count) for start, count in zip(ranges[::2], ranges[1::2], strict=True)]
+            self._outside_of_symbol[symbol] = (uri, runs)
 
     def ordered(self) -> list[Run]:
         """All runs, those outside the session last."""
-        return [*self.runs, *self._outside]
+        own = [run for _, runs in self._outside_of_symbol.values() for run in runs]
+        return [*self.runs, *self._outside, *own]
+
+
+def _outside_of(uri: str) -> dict[str, list[int]]:
+    """Symbol -> [row_start, row_count, ...] of its rows outside the session, from the footer; empty where it has none."""
+    import pyarrow.parquet
+
+    try:
+        footer = pyarrow.parquet.read_metadata(uri).metadata or {}
+    except (OSError, pyarrow.ArrowException) as error:
+        raise _unreadable(uri, str(error)) from None
+    return msgspec.json.decode(footer.get(OUTSIDE_KEY, b"{}"), type=dict[str, list[int]])
 
 
 def _append(runs: list[Run], run: Run) -> None:

@@ -281,8 +281,9 @@ class ExportReply(Reply, frozen=True, kw_only=True):
     """
     Which rows of which artifacts the filled cells of a range name; the reader opens them itself.
 
-    ``uris`` are relative to ``artifact_root``. Each piece stands alone: its cells index its own ``uris``. ``extended`` are
-    (uri, symbol_id, row_start, row_count) of rows outside the session. ``contract`` is the glob to filter rows of chains by.
+    ``uris`` are relative to ``artifact_root``. Each piece stands alone: its cells index its own ``uris``. Rows outside
+    the session are named by an artifact's own footer (key ``m17.outside``); ``extended`` are further (uri, symbol_id,
+    row_start, row_count) of them. ``contract`` is the glob to filter rows of chains by.
     """
 
     column: Column

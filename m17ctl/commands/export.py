@@ -52,7 +52,7 @@ def export(
     request = ExportRequest(
         column=Column(column), range=make_range(session, from_, to, symbols, contract), extended=extended
     )
-    selection = Selection()
+    selection = Selection(extended=extended)
     for piece in invocation.stream(request, ExportReply):
         selection.add(piece)
     if not selection.ordered():

@@ -24,7 +24,10 @@ TRADES = [Column.TRADE_REF]
 def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A daemon over one file of trades; quotes are waited for."""
     folder = tmp_path_factory.mktemp("day")
-    flat_files.write(folder, SESSION, flat_files.packed(flat_files.good_lines(SESSION)))
+    early = flat_files.open_ns(SESSION) - 60 * 10**9
+    before_open = f"AAA,12,,11,1,{early},9.5,1,{early},10,1,,0"
+    lines = flat_files.good_lines(SESSION)
+    flat_files.write(folder, SESSION, flat_files.packed([lines[0], before_open, *lines[1:]]))
     flat_files.write_config(folder, [SESSION], engines="trade_flatfile quote")
     process = start(folder)
     wait_for(process, folder, "cells set")
@@ -215,3 +218,19 @@ def test_refusals_carry_their_code_and_a_hint(client: Client, request_: protocol
         client.call(request_)
     assert refusal.value.code == code
     assert refusal.value.hint
+
+
+def test_export_writes_the_rows_of_the_cells_and_with_extended_those_outside(root: Path, tmp_path: Path) -> None:
+    """The file has the rows that the cells name, in their order, and on request the artifact's rows outside the session."""
+    import polars as pl
+
+    from m17ctl.main import run as m17ctl
+
+    socket = str(root / "ledger.state" / "m17d.sock")
+    for options, rows in (([], 39), (["--extended"], 40)):
+        out = tmp_path / f"rows{rows}.parquet"
+        words = ["export", "trade_ref", "--session", SESSION, "--symbols", "AAA", "--out", str(out), *options]
+        assert m17ctl(["--socket", socket, *words]) == 0
+        frame = pl.read_parquet(out)
+        assert frame.height == rows
+        assert frame["minute"].null_count() == rows - 39
