@@ -285,6 +285,8 @@ class ArtifactMap:
             self._file.close()
             raise DamagedFile(f"{path}: a record cannot be read: {error}", path=str(path)) from error
         self._by_uri = {artifact.uri: artifact for artifact in self._artifacts.values()}
+        self.torn_bytes = self._file.torn_bytes
+        """Bytes of a torn tail that were found at open (and cut off, unless read-only)."""
 
     def append(self, artifact: Artifact) -> Artifact:
         """Record an artifact under the next id and return it with that id; durable when it returns."""

@@ -227,6 +227,21 @@ class SessionFile:
         rows: np.ndarray = words[:, : MINUTES_PER_SESSION * row // 8].reshape(last - first, MINUTES_PER_SESSION, -1)
         return rows
 
+    def read_padding(self, first: int, last: int) -> np.ndarray:
+        """u8[last - first, bytes], what stands behind the last row of the blocks of some symbols; a copy."""
+        block, used = BLOCK_BYTES[self.kind], MINUTES_PER_SESSION * ROW_BYTES[self.kind]
+        data = self._system.pread(self._fd, (last - first) * block, PAGE + first * block)
+        return np.frombuffer(data, dtype=np.uint8).reshape(last - first, block)[:, used:]
+
+    def header_page(self) -> bytes:
+        """The header page as it is in the file."""
+        return self._system.pread(self._fd, PAGE, 0)
+
+    @property
+    def closed(self) -> bool:
+        """True when :meth:`close` was called."""
+        return self._closed
+
     def _load_blocks(self, first: int, last: int) -> None:
         rows = self.read_blocks(first, last)
         used = (rows[:, 0, 0] != 0) | rows[:, :, 4:].any(axis=(1, 2))

@@ -72,8 +72,8 @@ class Selection:
         for uri, _, start, count in piece.extended:
             _append(self._outside, Run(uris[uri], start, count))
         if self._extended:
-            for uri in uris:
-                self._add_outside(uri, piece.symbols.values())
+            for path in uris:
+                self._add_outside(path, piece.symbols.values())
 
     def _add_outside(self, uri: str, symbols: Iterable[str]) -> None:
         """

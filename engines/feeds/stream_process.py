@@ -16,10 +16,11 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from typing import Final
 
-from engines.feeds.closed_minutes import ClosedMinute, FeedMessage, Gap
+from engines.feeds.closed_minutes import ClosedMinute, FeedMessage, FeedState, Gap
 from engines.feeds.stream import StreamClient, StreamSettings
 
 OUTBOX_BYTES: Final = 256 * 1024 * 1024
@@ -60,11 +61,13 @@ class Outbox:
         """Hand a message to the writer, waiting for room; see the module's docstring for when there is none."""
         if isinstance(message, ClosedMinute):
             deadline = time.monotonic() + self._wait_seconds
-            while self._bytes > self._bytes_max and not self._broken and time.monotonic() < deadline:
-                await asyncio.sleep(0.01)
+            while self._bytes > self._bytes_max and not self._broken and time.monotonic() < deadline:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)  # the writer is a thread: an asyncio event would need its loop
             if self._bytes > self._bytes_max:
                 self.rows_dropped += message.rows
                 message = Gap(message.start_ns, message.end_ns - 1, f"dropped {message.rows} rows: the reader is stuck")
+        if isinstance(message, FeedState):
+            message.counts.rows_dropped = self.rows_dropped
         with self._lock:
             self._bytes += _weight(message)
         self._queue.put(message)
@@ -98,6 +101,7 @@ class Feed:
     """
 
     def __init__(self, settings: StreamSettings) -> None:
+        self._settings = settings
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe(duplex=False)
         control, self._control = context.Pipe(duplex=False)
@@ -133,8 +137,10 @@ class Feed:
         Subscribe to these from now on.
 
         Raises:
+            ValueError: as :class:`engines.feeds.stream.StreamSettings`; nothing was sent.
             OSError: the process is gone.
         """
+        replace(self._settings, trades=trades, quotes=quotes)
         self._control.send((trades, quotes))
 
     def ask_to_stop(self) -> None:
@@ -183,4 +189,3 @@ async def _run(settings: StreamSettings, outbox: Outbox, control: Connection) ->
     loop.add_reader(control.fileno(), on_control)
     loop.add_signal_handler(signal.SIGTERM, lambda: begin(loop.create_task(client.stop())))
     await client.run()
-    client.intake.counts.rows_dropped = outbox.rows_dropped

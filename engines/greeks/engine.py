@@ -211,9 +211,7 @@ class GreeksDerivation:
         trades = self._records(rows, Column.TRADE_REF, cells.symbol_ids, cells.minutes)[1]
         quotes = self._records(rows, Column.QUOTE_REF, underlying, cells.minutes)[1]
         before = self._records(rows, Column.QUOTE_REF, underlying, earlier)[1]
-        _, place, sharing = np.unique(
-            underlying * _MINUTES + cells.minutes, return_inverse=True, return_counts=True
-        )
+        _, place, sharing = np.unique(underlying * _MINUTES + cells.minutes, return_inverse=True, return_counts=True)
         share = (quotes["row_count"].astype(np.int64) + quotes["lead_count"]) // sharing[place]
         weight = trades["row_count"].astype(np.int64) * _TRADE_WEIGHT + share
         sound = readable(rates) & readable(trades) & (trades["row_count"] > 0) & readable(quotes) & readable(before)
@@ -321,7 +319,7 @@ def known_sessions(calendar: Calendar) -> Sessions:
     while day < end:
         times = calendar.last_session_on_or_before(day.isoformat())
         if not times.literal:
-            found.setdefault(times.session, (times.open_ns, times.close_ns))
+            found.setdefault(times.date, (times.open_ns, times.close_ns))
         day += datetime.timedelta(days=1)
     days = np.array(list(found), dtype="datetime64[D]").astype(np.int64)
     hours = np.array(list(found.values()), dtype=np.int64).reshape(-1, 2)
