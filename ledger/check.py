@@ -1,30 +1,43 @@
 """
 The checker: walks every slot, record, artifact, plane and count of a state and says what is wrong, where, and what to do.
 
-It yields between short steps, so that a daemon can run it between requests. What nothing names (orphans) is counted and
-is no finding. This module must never repair anything.
+Sessions that are not in use are read as they are on disk, so that nothing is repaired before it is found. It yields
+between short steps, so that a daemon can run it between requests. What nothing names (orphans) is counted and is no
+finding. This module must never write anything.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
 
 import numpy as np
 
-from ledger.columns import MINUTES_PER_SESSION, Flag, PayloadKind, Status
+from ledger.calendar import load_calendar
+from ledger.columns import Column, PayloadKind, Status
 from ledger.errors import LedgerError
-from ledger.frames import file_checksum
-from ledger.layout import seals
+from ledger.files import decode_header, read_whole
+from ledger.layout import COUNTS_OFFSET, FORMAT_VERSION, PAGE, ROWS_COUNTS, ROWS_IDENTITY
 from ledger.ledgers import Ledger
-from ledger.records import RECORD_NO_ROWS, RECORD_RETIRED
+from ledger.maps import ArtifactMap
+from ledger.records import NO_ROWS_ID, RECORD_NO_ROWS, RECORD_RETIRED, good_at
+from ledger.regions import RegionStore
 from ledger.rows import SessionRows
+from ledger.sessionfile import sound_slots
+from ledger.sources import SourceStore
 from ledger.state import State
+from ledger.symbols import SymbolMap
 
-_SYMBOLS_AT_ONCE = 16
-_FLAGS_KNOWN = int(Flag.NO_ROWS | Flag.WANTED | Flag.PARTIAL | Flag.SHORT | Flag.SUSPECT)
-_SHIFT = np.uint64(32)
-_EXAMPLES_MAX = 20
+_SYMBOLS_AT_ONCE: Final = 8
+_RECORDS_AT_ONCE: Final = 8192
+_BYTES_AT_ONCE: Final = 4 << 20
+_EXAMPLES_MAX: Final = 20
+_SHIFT: Final = np.uint64(32)
+_REFILL: Final = "clear the cell; its engine fills it again"
+_RESTORE: Final = "restore the file from a backup"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,148 +72,213 @@ def verify(state: State, checked: Checked, session: str | None = None) -> Iterat
     Walk one session, or everything; yields between short steps.
 
     Args:
+        state: open for writing, or for reading only (then a crash's leftovers are found and stay).
         checked: filled as the walk goes on.
-        session: ``YYYY-MM-DD``; None for all sessions, and then orphans and the small files too.
+        session: ``YYYY-MM-DD``; None for all sessions, and then records, orphans and the small files too.
+
+    Raises:
+        UnknownSession: no such session.
     """
-    named: dict[PayloadKind, set[int]] = {kind: set() for kind in state.maps}
+    named = {kind: np.zeros(payloads.next_id + 1, dtype=bool) for kind, payloads in state.maps.items()}
     seqs = None if session is None else {state.calendar.session_seq(session)}
     for ledger in (state.trade, state.enrichment):
         for seq in ledger.existing():
             if seqs is None or seq in seqs:
                 yield from _session(state, ledger, seq, checked, named)
     artifacts: set[int] = set()
-    for kind, ids in named.items():
-        yield from _records(state, kind, ids, checked, artifacts)
+    for kind in state.maps:
+        yield from _records(state, kind, named[kind], checked, artifacts, everything=session is None)
     for artifact_id in sorted(artifacts):
-        _artifact(state, artifact_id, checked)
-        yield
+        yield from _artifact(state, artifact_id, checked)
     if session is None:
+        yield from _small_files(state, checked)
         _orphans(state, artifacts, checked)
         yield
-        for broken in state.audit.verify():
-            checked.find("audit", str(broken), "audit", "keep the log; an edit of it cannot be undone")
+
+
+# ---- sessions
 
 
 def _session(
-    state: State, ledger: Ledger, seq: int, checked: Checked, named: dict[PayloadKind, set[int]]
+    state: State, ledger: Ledger, seq: int, checked: Checked, named: dict[PayloadKind, np.ndarray]
 ) -> Iterator[None]:
-    where = str(ledger.path(seq))
+    mapped, where = ledger.mapped().get(seq), str(ledger.path(seq))
+    if mapped is not None and not mapped.readonly:
+        yield from _walk(state, mapped, where, checked, named, in_use=True)
+        return
     try:
-        rows = ledger.session(seq)
+        rows = ledger.inspect(seq)
     except LedgerError as error:
         checked.find(error.code, str(error), where, error.hint)
         return
-    counts = np.zeros_like(rows.counts_status)
-    used = np.flatnonzero(rows.reserved)
-    for start in range(0, len(used), _SYMBOLS_AT_ONCE):
-        for symbol_id in used[start : start + _SYMBOLS_AT_ONCE].tolist():
-            counts += _block(state, rows, symbol_id, where, checked, named)
-        yield
-    if (counts != rows.counts_status).any():
+    try:
+        yield from _walk(state, rows, where, checked, named, in_use=False)
+    finally:
+        rows.close()
+
+
+def _walk(
+    state: State,
+    rows: SessionRows,
+    where: str,
+    checked: Checked,
+    named: dict[PayloadKind, np.ndarray],
+    *,
+    in_use: bool,
+) -> Iterator[None]:
+    """Every block of one session's file, then its header page; ``in_use``: planes and counts are compared too."""
+    before = rows.change_count
+    counts = np.zeros((len(rows.columns), 4), dtype=np.int64)
+    for first, last in rows.data_blocks():
+        for start in range(first, last, _SYMBOLS_AT_ONCE):
+            counts += _blocks(state, rows, start, min(start + _SYMBOLS_AT_ONCE, last), where, checked, named, in_use)
+            yield
+    if rows.closed:
+        return
+    stored = _header_page(rows, where, checked)
+    if in_use and before == rows.change_count and (counts != rows.counts_status).any():
         hint = "restart m17d; counts are made anew from the rows"
         checked.find("counts", "the counts of statuses differ from a scan of the rows", where, hint)
+    if not in_use and stored is not None and (counts != stored).any():
+        hint = "start m17d once; counts are made anew from the rows"
+        checked.find("counts", "the header's counts of statuses differ from a scan of the rows", where, hint)
 
 
-def _block(
-    state: State, rows: SessionRows, symbol_id: int, where: str, checked: Checked, named: dict[PayloadKind, set[int]]
+def _header_page(rows: SessionRows, where: str, checked: Checked) -> np.ndarray | None:
+    """The counts that the header page claims to be right, None where it claims nothing."""
+    page = rows.header_page()
+    stored = np.frombuffer(page, dtype=ROWS_COUNTS, count=1, offset=COUNTS_OFFSET)[0]
+    if stored["crc"] != zlib.crc32(stored.tobytes()[4:]):
+        checked.find("counts", "the checksum of the counts does not fit", where, "start m17d once; they are made anew")
+        return None
+    if any(page[ROWS_IDENTITY.itemsize : COUNTS_OFFSET]) or any(page[COUNTS_OFFSET + ROWS_COUNTS.itemsize : PAGE]):
+        checked.find("padding", "the header page has bytes where none belong", where, _RESTORE)
+    claimed: np.ndarray = stored["status"][: len(rows.columns)].astype(np.int64)
+    return claimed if stored["clean"] else None
+
+
+def _blocks(
+    state: State,
+    rows: SessionRows,
+    first: int,
+    last: int,
+    where: str,
+    checked: Checked,
+    named: dict[PayloadKind, np.ndarray],
+    in_use: bool,
 ) -> np.ndarray:
-    words = rows.read_blocks(symbol_id, symbol_id + 1)[0]
+    """Blocks of consecutive symbols; returns i64[columns, 4], their statuses."""
+    words, padding = rows.read_blocks(first, last), rows.read_padding(first, last)
     minutes = rows.place.minutes
-    place = f"{where} symbol_id {symbol_id}"
-    if symbol_id >= len(state.symbols):
-        checked.find(
-            "symbol", "the block belongs to a symbol that has no id", place, "restore symbol-map.bin from a backup"
-        )
-    if (words[:, :4] != rows.headers(np.array([symbol_id]))[0]).any():
-        checked.find(
-            "header", "row headers differ from the calendar", place, "reopen the session; headers are written anew"
-        )
-    counts = np.zeros_like(rows.counts_status)
+    used = (words != 0).any(axis=(1, 2))
+    symbol_ids = np.arange(first, last)[used]
+    words = words[used]
+
+    def find(code: str, mask: np.ndarray, message: str, hint: str) -> None:
+        """Findings for a mask [symbols] or [symbols, minutes], the first few by place."""
+        at = np.argwhere(mask)
+        for found in at[:_EXAMPLES_MAX].tolist():
+            minute = f" minute {found[1]}" if len(found) > 1 else ""
+            more = f" (and {len(at) - _EXAMPLES_MAX} more)" if len(at) > _EXAMPLES_MAX and found is at[0] else ""
+            checked.find(code, message + more, f"{where} symbol_id {symbol_ids[found[0]]}{minute}", hint)
+
+    restart = "start m17d once; headers are written anew"
+    find("symbol", symbol_ids >= len(state.symbols), "the block's symbol has no id", "restore symbol-map.bin")
+    find("header", (words[..., :4] != rows.headers(symbol_ids)).any(axis=2), "the row header is another's", restart)
+    find("padding", padding[used].any(axis=1), "bytes behind the block's last row", _RESTORE)
+    counts = np.zeros((len(rows.columns), 4), dtype=np.int64)
+    checked.slots += len(symbol_ids) * minutes * len(rows.columns)
     for index, column in enumerate(rows.columns):
-        slots = words[:, 4 + 4 * index : 8 + 4 * index]
-        checked.slots += minutes
-        status = (slots[:, 0] >> np.uint64(8) & np.uint64(0xFF)).astype(np.int64)
-        flags = (slots[:, 0] >> np.uint64(24) & np.uint64(0xFF)).astype(np.int64)
-        ids = (slots[:, 0] >> _SHIFT).astype(np.int64)
-        kind = (slots[:, 0] & np.uint64(0xFF)).astype(np.int64)
-        broken = seals(slots) != slots[:, 3] >> _SHIFT
-        wrong = ~broken & ((status > Status.CLEARED) | (flags & ~_FLAGS_KNOWN != 0))
-        filled = ~broken & (status == Status.FILLED)
-        wrong |= filled & ((ids == 0) | (kind != column.payload_kind))
-        wrong |= ~broken & (status != Status.FILLED) & (ids != 0)
-        for code, mask in (("seal", broken), ("slot", wrong)):
-            for minute in np.flatnonzero(mask)[:_EXAMPLES_MAX].tolist():
-                text = f"{column}: " + ("the seal is broken" if code == "seal" else "the fields contradict each other")
-                checked.find(code, text, f"{place} minute {minute}", "clear the cell; its engine fills it again")
-        if (rows.status[index, symbol_id, ~broken] != status[~broken]).any():
-            checked.find(
-                "plane", f"{column}: the plane differs from the rows", place, "restart m17d; planes are derived"
-            )
-        _checksums(state, rows, index, filled, slots, place, checked)
-        named[column.payload_kind].update(ids[filled].tolist())
-        sound = np.where(broken, 0, np.minimum(status, 3))[:minutes]
-        counts[index] = np.bincount(sound, minlength=4)
+        slots = words[..., 4 + 4 * index : 8 + 4 * index]
+        head = slots[..., 0]
+        sound = sound_slots(slots, column)
+        status, ids = (head >> np.uint64(8) & np.uint64(0xFF)).astype(np.uint8), (head >> _SHIFT).astype(np.int64)
+        filled = sound & (status == Status.FILLED)
+        find("seal", ~sound, f"{column}: the seal is broken, or a word in it is unknown", _REFILL)
+        find("slot", sound & (filled != (ids != 0)), f"{column}: status and payload_id contradict", _REFILL)
+        behind = slots[:, minutes:].any(axis=2)
+        find("slot", np.pad(behind, ((0, 0), (minutes, 0))), f"{column}: a cell behind the close", _REFILL)
+        if in_use:
+            plane = rows.status[index, symbol_ids]
+            find("plane", (sound & (plane != status)).any(axis=1), f"{column}: the plane differs", "restart m17d")
+        _named_records(state, column, filled, slots, named, find)
+        inside = np.where(sound, status, 0)[:, :minutes]
+        counts[index] = [np.count_nonzero(inside == value) for value in range(4)]
     return counts
 
 
-def _checksums(
+def _named_records(
     state: State,
-    rows: SessionRows,
-    index: int,
+    column: Column,
     filled: np.ndarray,
     slots: np.ndarray,
-    place: str,
-    checked: Checked,
+    named: dict[PayloadKind, np.ndarray],
+    find: Callable[[str, np.ndarray, str, str], None],
 ) -> None:
     """A filled cell's record exists, and its content hash begins with the slot's checksum."""
-    column = rows.columns[index]
-    at = np.flatnonzero(filled)
-    if not len(at):
+    if not filled.any():
         return
-    records = state.maps[column.payload_kind].get_many((slots[at, 0] >> _SHIFT).astype(np.int64))
-    missing = records["schema_version"] == 0
-    differs = ~missing & ((records["content_hash"] >> _SHIFT) != (slots[at, 1] >> _SHIFT))
-    for mask, text in ((missing, "names no record"), (differs, "has another checksum than its record")):
-        for minute in at[mask][:_EXAMPLES_MAX].tolist():
-            hint = "clear the cell; its engine fills it again"
-            checked.find("dangling", f"{column} {text}", f"{place} minute {minute % MINUTES_PER_SESSION}", hint)
+    ids = (slots[..., 0][filled] >> _SHIFT).astype(np.int64)
+    records = state.maps[column.payload_kind].get_many(ids)
+    seen = named[column.payload_kind]
+    seen[ids[ids < len(seen)]] = True
+    missing = np.zeros(filled.shape, dtype=bool)
+    missing[filled] = records["schema_version"] == 0
+    differs = np.zeros(filled.shape, dtype=bool)
+    differs[filled] = (records["content_hash"] >> _SHIFT) != (slots[..., 1][filled] >> _SHIFT)
+    find("dangling", missing, f"{column} names no good record", _REFILL)
+    find("dangling", differs & ~missing, f"{column} has another checksum than its record", _REFILL)
 
 
-def _records(state: State, kind: PayloadKind, ids: set[int], checked: Checked, artifacts: set[int]) -> Iterator[None]:
-    """Every named record has a good CRC, and points into its artifact."""
-    payloads = state.maps[kind]
-    ordered = np.array(sorted(ids), dtype=np.int64)
-    for start in range(0, len(ordered), 2048):
-        some = ordered[start : start + 2048]
-        records, good = payloads.get_many(some), payloads.good(some)
-        checked.payloads += len(some)
-        for payload_id in some[~good][:_EXAMPLES_MAX].tolist():
-            hint = "clear the cells that name it; their engines fill them again"
-            checked.find("record", f"{kind.word} record {payload_id} is damaged", str(payloads.path), hint)
-        retired = records["record_flags"] & RECORD_RETIRED != 0
-        pointing = good & ~retired & (records["artifact_id"] > 0)
-        ends = records["row_start"].astype(np.int64) + records["row_count"]
-        for artifact_id in np.unique(records["artifact_id"][pointing]).tolist():
-            mine = pointing & (records["artifact_id"] == artifact_id)
-            artifacts.add(artifact_id)
-            try:
-                rows = state.artifacts.get(artifact_id).rows
-            except LedgerError as error:
-                checked.find("artifact", str(error), f"{payloads.path}", "restore maps/artifacts.map from a backup")
-                continue
-            if int(ends[mine].max()) > rows:
-                text = f"{kind.word} records point behind row {rows} of artifact {artifact_id}"
-                checked.find("rows", text, str(payloads.path), "clear the cells that name them")
-        lost = good & ~retired & (records["artifact_id"] == 0) & (records["row_count"] > 0)
-        lost &= records["record_flags"] & RECORD_NO_ROWS == 0
-        for payload_id in some[lost][:_EXAMPLES_MAX].tolist():
-            checked.find(
-                "record", f"{kind.word} record {payload_id} has rows and no artifact", str(payloads.path), "clear it"
-            )
+# ---- records and artifacts
+
+
+def _records(
+    state: State, kind: PayloadKind, named: np.ndarray, checked: Checked, artifacts: set[int], *, everything: bool
+) -> Iterator[None]:
+    """Records have good CRCs and point into their artifacts: those that cells name, or all that were ever given."""
+    payloads, where = state.maps[kind], str(state.maps[kind].path)
+    wanted = np.arange(1, payloads.next_id) if everything else np.flatnonzero(named)
+    for start in range(0, len(wanted), _RECORDS_AT_ONCE):
+        ids = wanted[start : start + _RECORDS_AT_ONCE]
+        records = payloads.get_many(ids, check=False)
+        good = good_at(records, ids)
+        used = named[ids] if everything else np.ones(len(ids), dtype=bool)
+        checked.payloads += int(np.count_nonzero(good))
+        checked.orphan_records += int(np.count_nonzero(good & ~used & (ids != NO_ROWS_ID)))
+        # Ids that a crash skipped are zeros; behind the last clean close it may also have torn some, until next open.
+        written = records.view(np.uint8).reshape(len(records), -1).any(axis=1) & (ids < payloads.clean_next_id)
+        for payload_id in ids[~good & (used | written)][:_EXAMPLES_MAX].tolist():
+            hint = "clear the cells that name it, if any; their engines fill them again"
+            checked.find("record", f"{kind.word} record {payload_id} is damaged", f"{where} record {payload_id}", hint)
+        _pointers(state, records, ids, good & used, where, checked, artifacts)
         yield
 
 
-def _artifact(state: State, artifact_id: int, checked: Checked) -> None:
+def _pointers(
+    state: State, records: Any, ids: np.ndarray, chosen: np.ndarray, where: str, checked: Checked, artifacts: set[int]
+) -> None:
+    chosen = chosen & (records["record_flags"] & RECORD_RETIRED == 0)
+    ends = records["row_start"].astype(np.int64) + records["row_count"]
+    for artifact_id in np.unique(records["artifact_id"][chosen]).tolist():
+        mine = chosen & (records["artifact_id"] == artifact_id)
+        if not artifact_id:
+            mine &= (records["row_count"] > 0) & (records["record_flags"] & RECORD_NO_ROWS == 0)
+            for payload_id in ids[mine][:_EXAMPLES_MAX].tolist():
+                checked.find("record", "it has rows and no artifact", f"{where} record {payload_id}", _REFILL)
+            continue
+        artifacts.add(artifact_id)
+        try:
+            rows = state.artifacts.get(artifact_id).rows
+        except LedgerError as error:
+            checked.find("artifact", str(error), where, "restore maps/artifacts.map from a backup")
+            continue
+        if int(ends[mine].max()) > rows:
+            checked.find("rows", f"records point behind row {rows} of artifact {artifact_id}", where, _REFILL)
+
+
+def _artifact(state: State, artifact_id: int, checked: Checked) -> Iterator[None]:
+    """The file is there, as long as it was, with the bytes that were written."""
     try:
         artifact = state.artifacts.get(artifact_id)
     except LedgerError:
@@ -208,19 +286,71 @@ def _artifact(state: State, artifact_id: int, checked: Checked) -> None:
     path = state.artifact_root / artifact.uri
     checked.artifacts += 1
     hint = f"clear {artifact.column} of {artifact.session}; its engine makes the rows again"
-    if not path.exists():
-        checked.find("artifact", "the file is missing", str(path), hint)
-    elif path.stat().st_size != artifact.bytes:
-        checked.find("artifact", f"{path.stat().st_size} bytes, {artifact.bytes} were written", str(path), hint)
-    elif file_checksum(path) != artifact.checksum:
+    checksum = size = 0
+    try:
+        with path.open("rb") as file:
+            while piece := file.read(_BYTES_AT_ONCE):
+                checksum, size = zlib.crc32(piece, checksum), size + len(piece)
+                yield
+    except OSError as error:
+        checked.find("artifact", f"it cannot be read: {error.strerror}", str(path), hint)
+        return
+    if size != artifact.bytes:
+        checked.find("artifact", f"{size} bytes, {artifact.bytes} were written", str(path), hint)
+    elif checksum != artifact.checksum:
         checked.find("artifact", "the checksum of its bytes does not fit", str(path), hint)
 
 
+# ---- the small files, as they are on disk
+
+
+def _small_files(state: State, checked: Checked) -> Iterator[None]:
+    directory, system = state.directory, state.system
+
+    def look(path: Path, read: Callable[[], Any]) -> Any:
+        try:
+            return read()
+        except LedgerError as error:
+            checked.find(error.code, str(error), str(path), error.hint)
+            return None
+
+    def format_page() -> None:
+        decode_header(read_whole(system, directory / "format") or b"", "FMT", FORMAT_VERSION, directory / "format")
+
+    look(directory / "format", format_page)
+    calendar = look(directory / "calendar", lambda: load_calendar(directory, system))
+    if calendar is not None and calendar.fingerprint != state.calendar.fingerprint:
+        checked.find("calendar", "the calendar is another's", str(directory / "calendar"), _RESTORE)
+    symbols = look(
+        directory / "symbol-map.bin", lambda: SymbolMap.open(directory, system, year=state.year, readonly=True)
+    )
+    if symbols is not None and symbols.names() != state.symbols.names():
+        checked.find("symbol", "the symbols on disk differ from those in use", str(symbols.path), _RESTORE)
+    yield
+    stores: tuple[tuple[Path, Callable[[], Any]], ...] = (
+        (directory / "sources", lambda: SourceStore(directory, system, year=state.year, readonly=True)),
+        (directory / "regions", lambda: RegionStore(directory, system, year=state.year, readonly=True)),
+        (
+            directory / "maps" / "artifacts.map",
+            lambda: ArtifactMap(system, directory / "maps" / "artifacts.map", readonly=True),
+        ),
+    )
+    for path, opened in stores:
+        store = look(path, opened)
+        if store is not None and store.torn_bytes:
+            text = f"its last {store.torn_bytes} bytes are no record: a crash tore it, or they changed"
+            checked.find("torn", text, str(path), "open the state once; the tail is cut. Or restore it from a backup")
+        yield
+    for broken in state.audit.verify():
+        where = f"{state.audit.folder / broken.file} line {broken.line}"
+        checked.find("audit", f"the line {broken.reason}", where, "keep the log; an edit of it cannot be undone")
+    yield
+
+
 def _orphans(state: State, artifacts: set[int], checked: Checked) -> None:
-    """Files and artifact records that no cell names."""
+    """Artifact files that no cell names."""
     known = {state.artifacts.get(one).uri for one in artifacts if one <= len(state.artifacts)}
     for path in sorted(state.artifact_root.rglob("*")):
         if path.is_file() and path.relative_to(state.artifact_root).as_posix() not in known:
             checked.orphan_files += 1
             checked.orphan_bytes += path.stat().st_size
-    checked.orphan_records = len(state.artifacts) - len(artifacts)

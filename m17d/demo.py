@@ -11,6 +11,7 @@ import argparse
 import json
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import ledger
 from engines.feeds.synthetic import Truth, write_session
 from m17d.discovery import discover
 
@@ -168,6 +170,10 @@ def run(root: Path, *, keep: bool) -> None:
         show_holes(stage, truth)
         repair(stage, root / "demo")
         compare(stage, reference, whole)
+        say("what was planted, and what was found")
+        show_usable(stage)
+        check_sides(stage, whole)
+        check_volatilities(stage, whole)
         late = planted(truth, "late_curve").facts
         demand(curve_date(stage) == late["curve_date"], f"the curve of {late['curve_date']} came and took its place")
         finish(stage, keep=keep)
@@ -236,6 +242,55 @@ def compare(stage: Stage, reference: Stage, whole: Truth) -> None:
         demand(
             counts[column]["filled"] == total and not counts[column]["suspect"], f"{column}: 100 % filled, none suspect"
         )
+
+
+def check_sides(stage: Stage, truth: Truth) -> None:
+    """Of the trades whose side the standing quote tells, how many the aggressor rows have right, by method."""
+    right: dict[str, list[int]] = {}
+    planted_sides = {
+        (ticker, ts, number): side
+        for ticker, trades in truth.trades.items()
+        for ts, number, side, placement, tied in zip(
+            trades.sip_timestamp, trades.sequence_number, trades.side, trades.placement, trades.tied, strict=True
+        )
+        if placement in ("touch", "inside", "model") and not tied
+    }
+    with ledger.open(stage.root / "ledger.state", readonly=True) as state:
+        rows = state.scan("aggressor_ref", sessions=SESSION).select(
+            "ticker", "sip_timestamp", "sequence_number", "side", "method"
+        )
+        for ticker, ts, number, side, method in rows.collect().iter_rows():
+            wanted = planted_sides.get((ticker, ts, number))
+            if wanted is not None:
+                counts = right.setdefault(method, [0, 0])
+                counts[0] += side[:1].upper() == wanted
+                counts[1] += 1
+    for method, (good, total) in sorted(right.items()):
+        print(f"   sides by {method}: {good:,} of {total:,} recovered ({100 * good / total:.1f} %)", flush=True)
+    good, total = right["nbbo_touch"]
+    demand(good == total, f"every one of {total:,} trades at the touch has its planted side")
+
+
+def check_volatilities(stage: Stage, truth: Truth) -> None:
+    """The implied volatility of option trades against the one their contract was priced with."""
+    errors = []
+    with ledger.open(stage.root / "ledger.state", readonly=True) as state:
+        rows = state.scan("greeks_ref", sessions=SESSION).select("ticker", "iv", "usable", "vega").collect()
+    for ticker, iv, usable, vega in rows.iter_rows():
+        # A cent of price is 0.01 / vega of volatility; where that is more than a point the price says little.
+        if usable and vega >= 1.0:
+            errors.append(abs(iv - truth.contracts[ticker].implied_volatility))
+    median = 100 * statistics.median(errors)
+    print(f"   implied volatility of {len(errors):,} trades: median error {median:.2f} points", flush=True)
+    demand(median < 1.0, "the median error of implied volatility is below one point")
+
+
+def show_usable(stage: Stage) -> None:
+    """Filled against usable, by column."""
+    quality = stage.ask("coverage", SESSION, "--quality")["quality"]
+    for column, counts in quality.items():
+        if column in ("aggressor_ref", "greeks_ref"):
+            print(f"   {column}: {counts['usable_rows']:,} of {counts['rows']:,} rows usable", flush=True)
 
 
 def finish(stage: Stage, *, keep: bool) -> None:

@@ -144,7 +144,7 @@ def verify(
     from m17d.upkeep import verify_reply
 
     checked = Checked()
-    with _errors(), open_state(state) as opened:
+    with _errors(), open_state(state, readonly=True, lock=True) as opened:
         for _ in verify(opened, checked):
             pass
     if json:
@@ -154,6 +154,30 @@ def verify(
         for finding in checked.findings:
             print(f"{finding.code}: {finding.message} ({finding.where}); {finding.hint}")
     raise typer.Exit(1 if checked.findings else 0)
+
+
+@app.command()
+def replay(
+    source: Annotated[Path, typer.Option("--source", help="Folder of flat files.", show_default=False)],
+    session: Annotated[str, typer.Option("--session", help="YYYY-MM-DD.", show_default=False)],
+    speed: Annotated[str, typer.Option("--speed", help="Market seconds a second, or max.")] = "1",
+    port: Annotated[int, typer.Option("--port", help="On loopback; 0 takes a free one.")] = 8765,
+    key: Annotated[str, typer.Option("--key", help="The only key taken; empty takes any.")] = "",
+    symbols: Annotated[str, typer.Option("--symbols", help="Globs over tickers, with commas; empty takes all.")] = "",
+    start: Annotated[str, typer.Option("--from", help="HH:MM that the play begins at.")] = "00:00",
+    treasury: Annotated[Path | None, typer.Option("--treasury", help="A saved reply of the Treasury endpoint.")] = None,
+    milliseconds: Annotated[bool, typer.Option("--milliseconds", help="Times in ms over REST too.")] = False,
+    faults: Annotated[str, typer.Option("--faults", help="Such as disconnect=600,late=1000:5; ? lists them.")] = "",
+) -> None:
+    """Serve one session on loopback as the data service does: websocket, REST and Treasury yields."""
+    from m17d.replay_command import replay_session
+
+    raise typer.Exit(
+        replay_session(
+            source=source, session=session, speed=speed, port=port, key=key, symbols=symbols, start=start,
+            treasury=treasury, milliseconds=milliseconds, faults=faults,
+        )
+    )  # fmt: skip
 
 
 def main() -> None:

@@ -35,6 +35,7 @@ HEAVY: Final = {
     "pyarrow": "30 MB and 100 ms of start; artifacts are read and written in workers",
     "exchange_calendars": "330 ms and 118 MB; it runs in a process of its own when a year is created",
     "pandas": "comes with exchange_calendars only",
+    "websockets": "feeds run in spawned processes; the daemon takes what they made",
     "scipy": "checks kernels in tests, computes nothing",
 }
 """What the daemon's process never loads at start."""
@@ -112,7 +113,7 @@ ROOMS: Final = (
             "engines.looking",
             "engines.derived",
         ),
-        outside=_names("numpy msgspec polars pyarrow numba"),
+        outside=_names("numpy msgspec polars pyarrow numba zstandard"),
     ),
     Room(
         WIRE,
@@ -141,10 +142,25 @@ ROOMS: Final = (
         lazy=_names("duckdb polars pyarrow rich"),
     ),
     Room(
+        ("m17d.replay", "m17d.replay_*"),
+        "replay is an upstream of its own: it plays files and serves sockets, and knows no ledger and no daemon",
+        house=("engines.feeds.*", "ledger.columns", "ledger.roots", "m17d.replay", "m17d.replay_*"),
+        outside=_names("msgspec numpy polars websockets"),
+    ),
+    Room(
         ("m17d", "m17d.*"),
         "what is behind the server deals in meaning and knows no socket, so that it can be tested without one",
         house=("ledger", "ledger.*", "engines", "engines.contract", "engines.feeds.*", "m17d.*"),
-        not_house=("m17d.server", "m17d.guard", "m17d.listening", "m17d.outgoing", "m17d.pushing", "m17d.main"),
+        not_house=(
+            "m17d.server",
+            "m17d.guard",
+            "m17d.listening",
+            "m17d.outgoing",
+            "m17d.pushing",
+            "m17d.main",
+            "m17d.replay",
+            "m17d.replay_*",
+        ),
         outside=_names("msgspec numpy prometheus_client"),
     ),
     Room(
