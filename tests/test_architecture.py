@@ -34,6 +34,9 @@ BROAD_EXCEPTS = ["m17d.pool", "m17d.server"]
 UNDOCUMENTED_MAX = 0
 UNANNOTATED_MAX = 0
 
+BESIDE_THE_DAEMON = ("m17d.demo", "m17d.replay")
+"""Programs of their own in the daemon's folder; the daemon loads neither."""
+
 BANNED_NAMES = ("utils", "util", "helpers", "helper", "common", "misc")
 DISTRIBUTIONS = {"zmq": "pyzmq", "prometheus_client": "prometheus-client"}
 
@@ -100,6 +103,8 @@ def test_every_import_is_one_its_room_allows() -> None:
         ("m17d.server", "from ledger.state import State", "without the handlers"),
         ("m17d.handlers", "import zmq", "knows no socket"),
         ("m17d.handlers", "from m17d.server import Server", "knows no socket"),
+        ("m17d.handlers", "from m17d.replay import run", "knows no socket"),
+        ("m17d.replay", "from ledger.state import State", "no ledger"),
         ("m17ctl.render", "import numpy", "a person waits"),
         ("m17ctl.render", "def f():\n    import zmq", "a person waits"),
         ("m17ctl.commands.rows", "from ledger.state import State", "nothing else of the daemon"),
@@ -108,7 +113,7 @@ def test_every_import_is_one_its_room_allows() -> None:
 )
 def test_a_planted_import_is_refused_with_its_reason(module: str, statement: str, reason: str) -> None:
     """The table refuses what it is there to refuse, in functions too."""
-    known = {*TREES, "engines.nbbo.policy", "engines.greeks.flags", "ledger.state", "m17d.runner"}
+    known = {*TREES, "engines.nbbo.policy", "engines.greeks.flags", "ledger.state", "m17d.runner", "m17d.replay"}
     found = list(imports_of(ast.parse(statement), dict.fromkeys(known)))
 
     assert [reason in (objection(module, each) or "") for each in found] == [True]
@@ -124,11 +129,12 @@ def test_every_room_of_the_table_but_the_future_ones_has_a_module() -> None:
 def test_the_daemon_loads_nothing_heavy_at_start() -> None:
     """Neither the daemon nor what it builds of an engine reaches a heavy library at module level."""
     builds = [f"engines.{name}" for name in engines()] + [build_module(name) for name in engines()]
-    daemon = [module for module in TREES if module.startswith("m17d") and not module.startswith("m17d.demo")]
+    daemon = [module for module in TREES if module.startswith("m17d") and not module.startswith(BESIDE_THE_DAEMON)]
 
     chains = loaded_at_start([*daemon, *filter(None, builds)], IMPORTS)
 
     reached = [f"{chains[name]}: {why}" for name, why in HEAVY.items() if name in chains]
+    reached += [f"{chain}: not the daemon's" for name, chain in chains.items() if name.startswith(BESIDE_THE_DAEMON)]
     reached += [f"{chain}: a kernel" for name, chain in chains.items() if name in TREES and matches(name, KERNELS)]
     assert not reached, "\n" + "\n".join(reached)
 

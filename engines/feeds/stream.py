@@ -32,6 +32,8 @@ CONTRACTS_MAX: Final = 1_000
 FRAME_BYTES_MAX: Final = 16 * 1024 * 1024
 _QUEUE_FRAMES: Final = (512, 128)
 _TICK_SECONDS: Final = 0.25
+_KEY_CHARACTERS_MIN: Final = 8
+"""Shorter ones are no keys, and would be found in any text."""
 END_OF_SESSION: Final = "end_of_session"
 """Status that the replay server sends when everything was played; the feed itself never does."""
 
@@ -152,14 +154,14 @@ class StreamClient:
 
     async def run(self) -> None:
         """Connect and receive until :meth:`stop`; then hand over what is left, unfinished minutes marked as such."""
-        await self._tell_gap(self._intake.lost("the feed began"))
+        await self._lose("the feed began")
         ticker = asyncio.create_task(self._tick())
         attempt = 0
         try:
             while not self._stopping.is_set():
                 events_before = self._intake.counts.rows
                 reason, pause_seconds = await self._connected()
-                await self._tell_gap(self._intake.lost(reason))
+                await self._lose("stopped" if self._stopping.is_set() else reason)
                 if self._stopping.is_set():
                     break
                 if self._intake.counts.rows > events_before:
@@ -272,7 +274,8 @@ class StreamClient:
             await socket.send(msgspec.json.encode({"action": action, "params": params}).decode())
 
     async def _obey(self, socket: ClientConnection, status: StatusEvent) -> None:
-        message = status.message.replace(self._settings.key, "***") if self._settings.key else status.message
+        key = self._settings.key
+        message = status.message.replace(key, "***") if len(key) >= _KEY_CHARACTERS_MIN else status.message
         match status.status:
             case "connected":
                 await socket.send(msgspec.json.encode({"action": "auth", "params": self._settings.key}).decode())
@@ -347,8 +350,9 @@ class StreamClient:
             for minute in self._intake.due(watermark_ns):
                 await self._emit(minute)
 
-    async def _tell_gap(self, gap: Gap | None) -> None:
-        if gap is not None:
+    async def _lose(self, reason: str) -> None:
+        began = self._intake.lost(reason)
+        for gap in [*self._intake.ended_gaps(), *([began] if began is not None else [])]:
             await self._emit(gap)
 
     async def _say(self, state: str, detail: str, *, again: bool = False) -> None:

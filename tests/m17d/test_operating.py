@@ -190,6 +190,8 @@ def test_absent_source_is_declared_by_accept(client: Client) -> None:
 
 def test_every_change_is_in_the_audit_log_and_its_chain_holds(client: Client) -> None:
     """Who, what, which cells, why; and the hash chain verifies."""
+    whole(client)
+    clear(client)
     reply = client.call(protocol.AuditRequest(verify=True))
     assert reply.chain == "intact"
     cleared = [record for record in reply.records if record["op"] == "clear"]

@@ -279,7 +279,7 @@ def open_to_others(directory: Path) -> None:
     """Let other users reach a test's directory."""
     for place in (directory, *directory.parents):
         if place.stat().st_uid != os.getuid() or place.stat().st_mode & 0o005 == 0o005:
-            break
+            continue
         os.chmod(place, 0o755)
 
 

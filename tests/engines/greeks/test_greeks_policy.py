@@ -104,8 +104,8 @@ def test_faulty_carry_files_are_refused_with_file_and_line(tmp_path: Path, text:
     assert "carry.csv" in str(caught.value)
 
 
-def test_reading_the_settings_imports_neither_numpy_nor_numba() -> None:
+def test_reading_the_settings_imports_neither_numba_nor_polars() -> None:
     """The daemon parses its config with this module."""
-    program = "import sys, engines.greeks.policy; sys.exit('numpy' in sys.modules or 'numba' in sys.modules)"
+    program = "import sys, engines.greeks.policy; sys.exit('polars' in sys.modules or 'numba' in sys.modules)"
     root = Path(__file__).resolve().parents[3]
     assert subprocess.run([sys.executable, "-c", program], cwd=root, check=False).returncode == 0
