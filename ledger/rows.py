@@ -224,7 +224,7 @@ class SessionRows(ClearingRows):
         outcome = np.zeros(len(symbol_ids), dtype=np.uint8)
         if not len(symbol_ids):
             return outcome
-        self._reserve_for(symbol_ids, values[4])
+        self._reserve_for(symbol_ids, values[4] is None or values[4] == 0)
         for start in range(0, len(symbol_ids), _CELLS_AT_ONCE):
             part = slice(start, start + _CELLS_AT_ONCE)
             some = [value[part] if isinstance(value, np.ndarray) else value for value in values]
@@ -273,8 +273,8 @@ class SessionRows(ClearingRows):
             return outcome
         for corner in (0, -1):
             self._check_address(symbol_ids[corner], minutes[corner])
-        expected = values[4][:, 0] if isinstance(values[4], np.ndarray) else values[4]
-        self._reserve_for(np.arange(symbol_ids.start, symbol_ids.stop), expected)
+        new = values[4] is None or np.any(values[4] == 0, axis=-1)
+        self._reserve_for(np.arange(symbol_ids.start, symbol_ids.stop), new)
         step = max(1, _CELLS_AT_ONCE // len(minutes))
         across = slice(minutes.start, minutes.stop)
         for start in range(0, len(symbol_ids), step):
@@ -286,11 +286,9 @@ class SessionRows(ClearingRows):
                 outcome[part] = found
         return outcome
 
-    def _reserve_for(self, symbol_ids: np.ndarray, expected: Any) -> None:
-        """Reserve every block that may be written, so that a full disk is met before the first cell is."""
-        fresh = ~self.reserved[symbol_ids]
-        if expected is not None and fresh.any():
-            fresh &= np.asarray(expected == 0)
+    def _reserve_for(self, symbol_ids: np.ndarray, new: Any) -> None:
+        """Reserve every block that may be written (``new``: a fresh one may), so that a full disk is met before."""
+        fresh = ~self.reserved[symbol_ids] & new
         if fresh.any() or self.readonly or self._system.failure is not None:
             self._prepare(symbol_ids[fresh])
 

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
-from typing import Final
+from typing import Final, Self
 from urllib.parse import parse_qsl, urlencode, urljoin, urlsplit
 
 import msgspec
@@ -81,7 +81,7 @@ def key_from_environment() -> str:
 
 class PageSource:
     """
-    A host that answers pages of JSON. Not for use by several threads at once.
+    A host that answers pages of JSON; close it, or use it in ``with``. Not for use by several threads at once.
 
     Args:
         base_url: ``https://host[:port][/prefix]``, or http.
@@ -114,8 +114,14 @@ class PageSource:
         self._connection: http.client.HTTPConnection | None = None
         self.counts = RequestCounts()
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def close(self) -> None:
-        """Close the connection, if there is one."""
+        """Close the connection, if there is one; the next request opens another."""
         if self._connection is not None:
             self._connection.close()
             self._connection = None

@@ -384,7 +384,7 @@ class BucketSource:
             etag = str(answer.meta["e_tag"] or "")
             if etag != facts.etag or answer.meta["size"] != facts.size or answer.range[0] != start:
                 raise SourceReplaced(where, "the object was replaced while it was read", "it is read anew")
-            for piece in answer.stream(min_chunk_size=256 * 1024):
+            for piece in answer.stream(min_chunk_size=1):  # what is buffered below a minimum is lost at a cut
                 view = memoryview(piece)
                 got += len(view)
                 yield view

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from ledger.errors import LedgerError
 from ledger.files import System
+from ledger.state import State, open_state
+from tests.ledger.states import copied, findings, make_template
 
 START_NS = 1_381_152_660_000_000_000
 """What the clock of a faulty system says first: 2013-10-07 09:31 in New York."""
@@ -75,3 +79,47 @@ def every_fault() -> Callable[[], Iterator[FaultySystem]]:
                 raise AssertionError("faults never end")
 
     return systems
+
+
+@pytest.fixture(scope="session")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A closed state with four symbols; copy it, never open it."""
+    return make_template(tmp_path_factory.mktemp("template") / "ledger.state")
+
+
+@pytest.fixture
+def directory(template: Path, tmp_path: Path) -> Iterator[Path]:
+    """A state directory of the test's own; what the test leaves must be opened once more, and verify."""
+    path = copied(template, tmp_path / "ledger.state")
+    yield path
+    with open_state(path):
+        pass
+    assert findings(path) == []
+
+
+@pytest.fixture
+def state(directory: Path) -> Iterator[State]:
+    """An open state of the test's own; the checker runs when the test is over."""
+    opened = open_state(directory, flush_interval_s=3600)
+    try:
+        yield opened
+    finally:
+        opened.close()
+
+
+@pytest.fixture
+def refused() -> Callable[[Path], LedgerError]:
+    """How a state directory is refused, for reading and for writing alike, with nothing written."""
+
+    def error_of(path: Path) -> LedgerError:
+        before = {file: file.stat().st_mtime_ns for file in path.rglob("*") if file.is_file()}
+        errors = []
+        for readonly in (True, False):
+            with pytest.raises(LedgerError) as caught:
+                open_state(path, readonly=readonly)
+            errors.append(caught.value)
+        assert {file: file.stat().st_mtime_ns for file in path.rglob("*") if file.is_file()} == before
+        assert type(errors[0]) is type(errors[1])
+        return errors[1]
+
+    return error_of
