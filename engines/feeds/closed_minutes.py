@@ -29,7 +29,8 @@ class ClosedMinute:
         start_ns: start of the minute, ns UTC.
         revision: 0 when the minute is first handed over, counted up when late events reopen it.
         whole: True: all rows of the minute (``groups`` None) or of the named groups, in place of what was handed over.
-            False: rows that came after the minute was forgotten, to be added to what was handed over.
+            False: rows that came after the minute was forgotten, to be added to what was handed over, without those
+            whose ticker, time and sequence are there already.
         groups: None, or the option roots (``O:TWX``) and tickers that a revision replaces; others stay as they were.
         finished: False: the feed ended before the minute did. It must not be called filled.
         partial: a gap of the whole connection overlaps the minute; gaps of single topics come as messages only.

@@ -224,6 +224,8 @@ class PageSource:
             connection.request("GET", keyed, headers={"Accept": "application/json", "User-Agent": "m17"})
             reply = connection.getresponse()
             body = reply.read(PAGE_BYTES_MAX + 1)
+            if reply.length and len(body) <= PAGE_BYTES_MAX:
+                raise http.client.IncompleteRead(body, reply.length)
         except (OSError, http.client.HTTPException) as error:
             self.close()
             raise _unreachable(shown, error) from None

@@ -152,7 +152,7 @@ class _Frames:
             raw = pl.DataFrame(columns, schema=self._columns.types)
             self._report.rows += raw.height
             return self._checks.accept(raw)
-        except (pl.exceptions.PolarsError, OverflowError) as error:
+        except (pl.exceptions.PolarsError, OverflowError, TypeError) as error:
             raise ReplyMalformed(where, f"a value is out of range: {error}") from None
         except Doubtful:
             raise ReplyMalformed(where, "a ticker, condition list or id that no file would have") from None

@@ -140,6 +140,7 @@ class StreamClient:
         self._unacknowledged: set[str] = set()
         self._late_topics: tuple[str, ...] = ()
         self._subscribed_at: float | None = None
+        self._topics_sent = False
         self._last_frame_at = self._last_event_at = clock()
         self._last_told_at = clock()
         self._played_out = False
@@ -195,7 +196,7 @@ class StreamClient:
         self._settings = replace(self._settings, trades=trades, quotes=quotes)
         after = self._settings.topics
         new, gone = [each for each in after if each not in set(before)], [each for each in before if each not in after]
-        if self._socket is None or self._subscribed_at is None:
+        if self._socket is None or not self._topics_sent:
             return
         await self._send_topics(self._socket, "unsubscribe", gone)
         if new:
@@ -208,7 +209,7 @@ class StreamClient:
     async def _connected(self) -> tuple[str, float | None]:
         """One connection from its beginning to its end; why it ended, and how long to stay away (None: the usual)."""
         await self._say("connecting", self._settings.url)
-        self._subscribed_at, self._close_reason, self._played_out = None, "", False
+        self._subscribed_at, self._close_reason, self._played_out, self._topics_sent = None, "", False, False
         try:
             async with connect(
                 self._settings.url,
@@ -262,7 +263,7 @@ class StreamClient:
 
     async def _subscribe(self, socket: ClientConnection) -> None:
         topics = list(self._settings.topics)
-        self._unacknowledged = set(topics)
+        self._unacknowledged, self._topics_sent = set(topics), True
         self._subscribed_at = self._clock()
         self._last_frame_at = self._clock()
         await self._send_topics(socket, "subscribe", topics)
