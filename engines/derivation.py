@@ -7,17 +7,21 @@ symbol. This module must never write a cell, nor import numba or polars.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import numpy as np
 
-from engines.contract import Context
-from ledger.columns import Column, Status
+from engines.contract import Context, RowQuality
+from ledger.columns import Column, Flag, Status
 from ledger.coverage import applicable, class_words
-from ledger.layout import SLOT
 from ledger.prints import counted
 from ledger.state import State
+
+ROWS_MAX: Final = 4_000_000
+"""Rows that one task reads and writes, about 5 s of work."""
+CELLS_MAX: Final = 65_536
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +38,8 @@ class Judged:
     """u32[units]: the print of the recipe alone."""
     flags: np.ndarray | None = None
     """u8: flags of cells beside no rows, such as short; None for none."""
+    changing: np.ndarray | None = None
+    """bool: an input is filled, but about to be made again itself, so the cell waits for it; None for nowhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +60,18 @@ class Cells:
 
     def __len__(self) -> int:
         return len(self.minutes)
+
+
+def joined(parts: list[Cells]) -> Cells:
+    """Cells of one column, one part behind the other."""
+    if len(parts) == 1:
+        return parts[0]
+    return Cells(
+        parts[0].column,
+        np.concatenate([one.symbol_ids for one in parts]),
+        np.concatenate([one.minutes for one in parts]),
+        np.concatenate([one.prints for one in parts]),
+    )
 
 
 class Derivation(Protocol):
@@ -84,37 +102,45 @@ class Derivation(Protocol):
     def arguments(self, session: str, cells: list[Cells]) -> Any:
         """What the worker needs, picklable: one entry of ``cells`` per column."""
 
+    def quality(self, column: Column, records: np.ndarray) -> RowQuality:
+        """What records say of their rows."""
+
+    def recipe_of(self, session_seq: int, column: Column, unit: int) -> tuple[int, str]:
+        """The print of the recipe of a unit's cells now, and its settings in words."""
+
 
 @dataclass(frozen=True, slots=True)
 class Upstream:
     """The cells of one upstream column over some symbols and all minutes of a session: arrays [n, minutes]."""
 
-    slots: np.ndarray
     filled: np.ndarray
     """bool; True, too, where the column does not apply to the symbol."""
     counts: np.ndarray
     """bool: filled with rows, see :func:`ledger.prints.counted`."""
-
-    @property
-    def checksum(self) -> np.ndarray:
-        """u32."""
-        checksum: np.ndarray = self.slots["checksum"]
-        return checksum
+    checksum: np.ndarray
+    """u32, 0 where the cell does not count."""
+    payload_ids: np.ndarray
+    """u32, 0 where the cell does not count."""
 
     def before(self) -> Upstream:
         """The cells of the minute before each; before the first window there is nothing to wait for."""
-        slots, filled, counts = np.zeros_like(self.slots), np.ones_like(self.filled), np.zeros_like(self.counts)
-        slots[:, 1:], filled[:, 1:], counts[:, 1:] = self.slots[:, :-1], self.filled[:, :-1], self.counts[:, :-1]
-        return Upstream(slots, filled, counts)
+        arrays = [np.ones_like(self.filled), *map(np.zeros_like, (self.counts, self.checksum, self.payload_ids))]
+        for moved, array in zip(arrays, (self.filled, self.counts, self.checksum, self.payload_ids), strict=True):
+            moved[:, 1:] = array[:, :-1]
+        return Upstream(*arrays)
 
     def of(self, positions: np.ndarray) -> Upstream:
         """The same cells for other rows: position i gives row i."""
-        return Upstream(self.slots[positions], self.filled[positions], self.counts[positions])
+        return Upstream(
+            self.filled[positions], self.counts[positions], self.checksum[positions], self.payload_ids[positions]
+        )
 
 
 def upstream(state: State, session_seq: int, column: Column, symbol_ids: np.ndarray) -> Upstream:
     """
-    The cells of an upstream column.
+    The cells of an upstream column: readiness from planes, slots only of cells that may hold rows.
+
+    Most cells of a contract hold none, so this is what makes looking at a chain of them cheap.
 
     Args:
         symbol_ids: i64[n].
@@ -123,12 +149,81 @@ def upstream(state: State, session_seq: int, column: Column, symbol_ids: np.ndar
         LedgerError: the session cannot be read.
     """
     minutes = int(state.calendar.minutes[session_seq])
+    shape = len(symbol_ids), minutes
     ledger = state.ledger_of(column)
+    counts, checksum = np.zeros(shape, dtype=bool), np.zeros(shape, dtype=np.uint32)
+    payload_ids = np.zeros(shape, dtype=np.uint32)
     if ledger.exists(session_seq):
-        slots = ledger.session(session_seq).slots(column, symbol_ids)
+        rows = ledger.session(session_seq)
+        index = rows.column_index(column)
+        filled = rows.status[index][symbol_ids, :minutes] == Status.FILLED
+        may_count = filled & (rows.flags[index][symbol_ids, :minutes] & np.uint8(Flag.NO_ROWS) == 0)
+        # The one cell that is flagged no rows and counts: a first window with nothing but quotes from before the open.
+        may_count[:, 0] = filled[:, 0]
+        at, minute = np.nonzero(may_count)
+        slots = rows.slots(column, symbol_ids[at], minute)
+        held = counted(slots)
+        at, minute = at[held], minute[held]
+        counts[at, minute] = True
+        checksum[at, minute], payload_ids[at, minute] = slots["checksum"][held], slots["payload_id"][held]
     else:
-        slots = np.zeros((len(symbol_ids), minutes), dtype=SLOT)
+        filled = np.zeros(shape, dtype=bool)
     # Whether options exist does not matter here: a curve is an input of options only.
     applies = applicable(column, class_words(state, symbol_ids), np.zeros(len(symbol_ids), dtype=bool))
-    filled = (slots["status"] == Status.FILLED) | ~applies[:, None]
-    return Upstream(slots, filled, counted(slots))
+    filled |= ~applies[:, None]
+    return Upstream(filled, counts, checksum, payload_ids)
+
+
+def counted_as(records: np.ndarray, name: str) -> np.ndarray:
+    """i64[n], a field of records, as a number that may be subtracted."""
+    numbers: np.ndarray = records[name].astype(np.int64)
+    return numbers
+
+
+def recipe_words(settings: Mapping[str, object]) -> str:
+    """The settings of a recipe as people write them."""
+    return ", ".join(f"{name} {value}" for name, value in settings.items())
+
+
+def pieces(made: list[Cells], weights: list[np.ndarray], *, divisible: bool) -> Iterator[list[Cells]]:
+    """
+    Cells in pieces for one task each: at most ROWS_MAX rows and CELLS_MAX cells, whole units together where they fit.
+
+    Args:
+        made: the cells of each column.
+        weights: i64[n], rows of each of those cells; cells below 0 are left out.
+        divisible: whether the cells of one heavy unit may go into several pieces.
+    """
+    made = [cells.part(weight >= 0) for cells, weight in zip(made, weights, strict=True)]
+    weights = [weight[weight >= 0] for weight in weights]
+    made, weights = [cells for cells in made if len(cells)], [weight for weight in weights if len(weight)]
+    if not made:
+        return
+    units = np.unique(np.concatenate([cells.symbol_ids for cells in made]))
+    rows, count = np.zeros(len(units), dtype=np.int64), np.zeros(len(units), dtype=np.int64)
+    for cells, weight in zip(made, weights, strict=True):
+        at = np.searchsorted(units, cells.symbol_ids)
+        np.add.at(rows, at, weight)
+        np.add.at(count, at, 1)
+    start = 0
+    while start < len(units):
+        end = start + 1
+        while (
+            end < len(units) and rows[start : end + 1].sum() <= ROWS_MAX and count[start : end + 1].sum() <= CELLS_MAX
+        ):
+            end += 1
+        piece = [cells.part(np.isin(cells.symbol_ids, units[start:end])) for cells in made]
+        piece = [cells for cells in piece if len(cells)]
+        if divisible and end == start + 1 and rows[start] > ROWS_MAX and len(piece) == 1:
+            mine = weights[0][np.isin(made[0].symbol_ids, units[start:end])]
+            yield from _divided(piece[0], mine)
+        else:
+            yield piece
+        start = end
+
+
+def _divided(cells: Cells, weight: np.ndarray) -> Iterator[list[Cells]]:
+    """The cells of one heavy unit in runs of minutes; a single cell is never divided."""
+    run = np.cumsum(weight) // ROWS_MAX
+    for one in np.unique(run):
+        yield [cells.part(run == one)]

@@ -16,42 +16,56 @@ from typing import Any, Final
 
 import numpy as np
 
-from engines.contract import Batch, Context, Health, NoRowsCells, Task, Waiting
-from engines.derivation import Cells, Derivation
+from engines.contract import Batch, Context, Health, NoRowsCells, RowQuality, Task, Waiting
+from engines.derivation import Cells, Derivation, joined, pieces
 from engines.looking import Look, Open
-from ledger.absence import matches
+from engines.scope import Covered, Scope
 from ledger.columns import Column
+from ledger.regions import touches
 from ledger.state import State
 
 UNITS_AT_ONCE: Final = 64
-ROWS_MAX: Final = 4_000_000
-"""Rows that one task reads and writes, about 5 s of work."""
-CELLS_MAX: Final = 65_536
+"""Units whose cells may go into one task."""
 _QUIET_S: Final = 0.3
-_JUDGE_S: Final = 0.004
-_PLAN_S: Final = 0.008
+_LATE_S: Final = 1.0
+"""A unit that is written to without end is judged after so long."""
+_JUDGE_S: Final = 0.001
+_PLAN_S: Final = 0.002
+"""How long one call plans; what it has begun goes on at the next."""
 
 
 class DerivedEngine:
     """
     One derived engine: a derivation, planned.
 
+    Attributes:
+        settle_s: a unit is judged when nothing has touched it for so long.
+        units_a_step: units looked at without a break, some milliseconds.
+
     Args:
         derivation: what is this engine's own.
-        globs: symbols to work on; empty for all.
+        scope: which symbols to work on, and whether only where a region asks.
     """
 
-    def __init__(self, derivation: Derivation, globs: list[str]) -> None:
+    settle_s = 0.0
+    units_a_step = 32
+
+    def __init__(self, derivation: Derivation, scope: Scope) -> None:
         self.name = derivation.name
         self.writes = derivation.writes
         self.derivation = derivation
-        self._globs = globs
+        self._scope = scope
         self._looks: dict[str, Look] = {}
         self._sessions: list[str] = []
-        self._generation = -1
-        self._covered = np.zeros(0, dtype=bool)
-        self._offered: dict[str, list[Cells]] = {}
+        self._generation = (-1, 0)
+        self._offered: dict[str, tuple[str, list[Cells], float]] = {}
+        """Key -> session, cells, and when they began to be judged."""
         self._running: dict[str, tuple[str, list[Cells]]] = {}
+        self._tasks: list[Task] = []
+        """Made and not started yet, best first."""
+        self._making: Iterator[Task | None] | None = None
+        self._asked: dict[str, dict[int, int]] = {}
+        self._begun_s = 0.0
         self._alone: set[tuple[str, int]] = set()
 
     # ---- the engine
@@ -61,6 +75,7 @@ class DerivedEngine:
         self._context = context
         self._state: State = context.state
         self.derivation.start(context)
+        self._covered = Covered(self._scope, self._state, self.derivation.applies)
 
     def stop(self) -> None:
         """Nothing is held."""
@@ -76,19 +91,23 @@ class DerivedEngine:
 
     def backlog(self) -> int:
         """Symbols of sessions with cells that could be made now, and tasks that run."""
-        return len(self._running) + sum(len(look.open) for look in self._looks.values())
+        offered = sum(len(task.symbols or ()) for task in self._tasks)
+        return len(self._running) + offered + sum(len(look.open) for look in self._looks.values())
+
+    def cells_left(self) -> int:
+        """Cells that could be made now, as far as it has looked, and those of tasks at work."""
+        taken = sum(len(cells) for _, made in self._running.values() for cells in made)
+        taken += sum(task.cells for task in self._tasks)
+        return taken + sum(work for look in self._looks.values() for work, _ in look.open.values())
 
     def covers(self, session: str, column: Column) -> np.ndarray | None:
-        """bool[symbols]: applicable ones that pass the globs, in every session."""
-        del session
-        if column not in self.writes:
-            return None
-        count = len(self._state.symbols)
-        if len(self._covered) < count:
-            fresh = np.arange(len(self._covered), count, dtype=np.int64)
-            passes = np.array([matches(self._globs, self._state.symbols.name(int(one))) for one in fresh], dtype=bool)
-            self._covered = np.concatenate([self._covered, passes & self.derivation.applies(fresh)])
-        return self._covered
+        """bool[symbols]: applicable ones that pass the globs, and on demand only those that a region activated."""
+        return self._covered.mask(session, column) if column in self.writes else None
+
+    @property
+    def on_demand(self) -> bool:
+        """Whether its cells wait for a region that activates them."""
+        return self._covered.on_demand
 
     def waiting(self, session: str | None = None) -> list[Waiting]:
         """Nothing of its own: what its cells wait for lies upstream, where ``why`` looks."""
@@ -105,27 +124,35 @@ class DerivedEngine:
 
     def started(self, task: Task) -> None:
         """Its cells are under way."""
-        self._running[task.key] = (task.session, self._offered.pop(task.key))
+        self._running[task.key] = self._offered.pop(task.key)[:2]
+        self._tasks.remove(task)
+        self._looks[task.session].begin(task.symbols or ())
 
     def ended(self, task: Task) -> None:
         """Its cells are no longer under way; they are judged again."""
-        session, made = self._running.pop(task.key)
-        for cells in made:
-            self._looks[session].forget(np.unique(cells.symbol_ids))
+        del self._running[task.key]
+        self._looks[task.session].end(task.symbols or ())
 
     # ---- looking
 
     def is_looking(self) -> bool:
         """True while changes were not judged, or units that changed a moment ago wait for the moment to pass."""
         self._notice()
+        if self._making is not None:
+            return True
         now_s = time.monotonic()
         return any(look.has_unjudged() or look.waits(now_s - _QUIET_S) for look in self._looks.values())
+
+    def is_planning(self) -> bool:
+        """True while it has begun to make tasks and has none yet."""
+        return self._making is not None and not self._tasks
 
     def _notice(self) -> None:
         """See which sessions there are and which symbols were written to since."""
         state = self._state
-        if state.sources.generation != self._generation:
-            self._generation = state.sources.generation
+        generation = (state.sources.generation, len(state.regions.activations) if self.on_demand else 0)
+        if generation != self._generation:
+            self._generation = generation
             self._sessions = sorted(state.sources.sessions(), reverse=True)
             for session in self._sessions:
                 look = self._looks.setdefault(session, Look(state.calendar.session_seq(session)))
@@ -142,8 +169,7 @@ class DerivedEngine:
 
     def _units(self, session: str) -> np.ndarray:
         universe = self._state.universe(session)
-        covered = self.covers(session, self.writes[0])
-        assert covered is not None
+        covered = np.logical_or.reduce([self._covered.mask(session, column) for column in self.writes])
         units: np.ndarray = universe[covered[universe]] if len(universe) else universe
         return units
 
@@ -151,31 +177,90 @@ class DerivedEngine:
         """Judge units that a change touched, newest session first, for a few milliseconds."""
         for session in self._sessions:
             look = self._looks[session]
-            while look.has_unjudged():
-                self._judge_units(session, look, look.unjudged(UNITS_AT_ONCE))
-                if time.monotonic() >= until_s:
+            now_s = time.monotonic()
+            while len(units := look.unjudged(self.units_a_step, now_s - self.settle_s, now_s - _LATE_S)):
+                if not self._may_judge(session, look, units, until_s):
                     return
+                self._judge_units(session, look, units)
+                now_s = time.monotonic()
+                if now_s >= until_s:
+                    return
+
+    def _may_judge(self, session: str, look: Look, units: np.ndarray, until_s: float) -> bool:
+        """Whether units can be judged in a moment; False where more must be looked at first, which went on meanwhile."""
+        del session, look, units, until_s
+        return True
 
     def _judge_units(self, session: str, look: Look, units: np.ndarray) -> list[Open]:
         """Note what is open and what is stale among some units; the open cells by column."""
         found = []
-        unasked = session in self._sessions[: self._context.auto_recompute_sessions]
+        unasked = self._remakes_recipes(session)
         for column in self.writes:
             judged = self.derivation.judge(look.seq, column, units)
             ledger = self._state.ledger_of(column)
             rows = ledger.session(look.seq) if ledger.exists(look.seq) else None
             one = Open.find(self._state, rows, column, units, judged, unasked=unasked)
+            if self.on_demand:
+                one.keep_only(self._covered.mask(session, column)[units])
             found.append(one)
         look.note(units, found)
         return found
+
+    def _remakes_recipes(self, session: str) -> bool:
+        """Whether cells of another recipe are remade unasked: in the newest sessions."""
+        return session in self._sessions[: self._context.auto_recompute_sessions]
+
+    def changing(self, session: str, column: Column, symbol_ids: np.ndarray) -> np.ndarray | None:
+        """bool[n, minutes]: the stale cells that it is going to make again unasked; None for no cell."""
+        self._notice()
+        look = self._looks.get(session)
+        if look is None:
+            return None
+        self._judge_late(session, look, symbol_ids)
+        return look.changing(column, symbol_ids, unasked=self._remakes_recipes(session))
+
+    def is_settled(self, session: str, symbol_ids: np.ndarray) -> bool:
+        """Whether it knows which cells of some symbols it will make again; where not, it has looked at some more of them."""
+        self._notice()
+        look = self._looks.get(session)
+        if look is None:
+            return True
+        late = look.unjudged_of(symbol_ids)
+        if len(late):
+            self._judge_units(session, look, late[:UNITS_AT_ONCE])
+        return len(late) <= UNITS_AT_ONCE
+
+    def _judge_late(self, session: str, look: Look, symbol_ids: np.ndarray) -> None:
+        """Judge now those of the symbols that something moved under."""
+        late = look.unjudged_of(symbol_ids)
+        for start in range(0, len(late), UNITS_AT_ONCE):
+            self._judge_units(session, look, late[start : start + UNITS_AT_ONCE])
 
     def stale(self, session: str, column: Column, symbol_ids: np.ndarray) -> np.ndarray:
         """bool[n, minutes]: filled cells whose inputs are all filled and whose print is not what it would be now."""
         return self._read(session, column, symbol_ids, "stale")
 
+    def known_stale(self, session: str) -> tuple[int, dict[Column, int]]:
+        """(a number that changes with what is known, stale cells by column as last judged); judges nothing."""
+        look = self._looks.get(session)
+        return (0, {}) if look is None else (look.generation, look.stale_cells())
+
+    def judge_a_little(self) -> None:
+        """Judge what moved, for a few milliseconds: for whoever wants to know while the engine is not asked to plan."""
+        self._notice()
+        self._judge(time.monotonic() + _JUDGE_S)
+
     def stale_by_recipe(self, session: str, column: Column, symbol_ids: np.ndarray) -> np.ndarray:
         """bool[n, minutes]: those of the stale cells that another recipe made."""
         return self._read(session, column, symbol_ids, "by_recipe")
+
+    def quality(self, column: Column, records: np.ndarray) -> RowQuality:
+        """What records of a column say of their rows."""
+        return self.derivation.quality(column, records)
+
+    def recipe(self, session: str, column: Column, symbol_id: int) -> tuple[int, str]:
+        """The print of the recipe that a cell would be made by now, and its settings in words."""
+        return self.derivation.recipe_of(self._state.calendar.session_seq(session), column, symbol_id)
 
     def _read(self, session: str, column: Column, symbol_ids: np.ndarray, what: str) -> np.ndarray:
         """A plane of the cells, judged now where something moved."""
@@ -186,9 +271,7 @@ class DerivedEngine:
         if look is None or covered is None:
             return plane
         mine = np.flatnonzero(covered[symbol_ids])
-        late = look.unjudged_of(symbol_ids[mine])
-        for start in range(0, len(late), UNITS_AT_ONCE):
-            self._judge_units(session, look, late[start : start + UNITS_AT_ONCE])
+        self._judge_late(session, look, symbol_ids[mine])
         for position in mine:
             marks = look.marks(int(symbol_ids[position]), column, what)
             if marks is not None:
@@ -198,35 +281,69 @@ class DerivedEngine:
     # ---- planning
 
     def plan(self, limit: int) -> list[Task]:
-        """Tasks that could run now: regions first, then the newest session."""
+        """
+        Tasks that could run now: regions first, then the newest session.
+
+        Planning takes turns of milliseconds: a call may return fewer than there are, or none, and :meth:`is_looking` says
+        so. Tasks that were made stay offered until they start, or something moves under them.
+        """
         now_s = time.monotonic()
         self._notice()
+        self._withdraw()
         self._judge(now_s + _JUDGE_S)
-        self._offered.clear()
-        tasks: list[Task] = []
+        until_s = time.monotonic() + _PLAN_S
+        while len(self._tasks) < limit:
+            if self._making is None:
+                self._making = self._make(now_s - _QUIET_S)
+            task = next(self._making, self._making)
+            if task is self._making:
+                self._making = None
+                break
+            if isinstance(task, Task):
+                self._tasks.append(task)
+            if time.monotonic() > until_s:
+                break
+        return self._tasks[:limit]
+
+    def _withdraw(self) -> None:
+        """Forget tasks whose units moved since they were made, and all that is not begun when other regions are asked for."""
         regions = self._regions()
+        if regions != self._asked:
+            self._asked, self._making = regions, None
+            over = list(self._tasks)
+        else:
+            over = [
+                task
+                for task in self._tasks
+                if self._looks[task.session].touched_since(task.symbols or (), self._offered[task.key][2])
+            ]
+        for task in over:
+            self._tasks.remove(task)
+            del self._offered[task.key]
+            self._looks[task.session].postpone(task.symbols or ())
+
+    def _make(self, quiet_s: float) -> Iterator[Task | None]:
+        """Every task there is now, best first; None where it may be left alone for a while."""
+        regions = self._asked
         order = sorted(regions, key=lambda session: -max(regions[session].values()))
         order += [session for session in self._sessions if session not in regions]
         for session in order:
-            for task in self._tasks(session, regions.get(session, {}), now_s - _QUIET_S):
-                tasks.append(task)
-                # Making a task judges its units again; what is left comes at the next call, milliseconds later.
-                if len(tasks) >= limit or time.monotonic() - now_s > _PLAN_S:
-                    return tasks
-        return tasks
+            yield from self._tasks_in(session, regions.get(session, {}), quiet_s)
 
     def _regions(self) -> dict[str, dict[int, int]]:
         """Session -> unit -> highest priority of the regions that touch it."""
         found: dict[str, dict[int, int]] = {}
+        calendar = self._state.calendar
         for column in self.writes:
             for region in self._context.regions(column):
-                session = self._state.calendar.session_on(region.start_ts)
-                if session in self._looks:
-                    units = found.setdefault(session, {})
-                    units[region.symbol_id] = max(units.get(region.symbol_id, region.priority), region.priority)
+                first, last = (calendar.session_on(ts) for ts in (region.start_ts, region.end_ts - 1))
+                for session in calendar.sessions_between(first, last):
+                    if session in self._looks and touches(region, calendar, session):
+                        units = found.setdefault(session, {})
+                        units[region.symbol_id] = max(units.get(region.symbol_id, region.priority), region.priority)
         return found
 
-    def _tasks(self, session: str, regions: dict[int, int], quiet_s: float) -> Iterator[Task]:
+    def _tasks_in(self, session: str, regions: dict[int, int], quiet_s: float) -> Iterator[Task | None]:
         look = self._looks[session]
         ready = look.ready(quiet_s)
         ready.sort(key=lambda unit: (-regions.get(unit, 0), unit))
@@ -238,25 +355,44 @@ class DerivedEngine:
             priority = max(regions.get(unit, 0) for unit in group)
             yield from self._tasks_of(session, look, np.array(sorted(group), dtype=np.int64), priority)
 
-    def _tasks_of(self, session: str, look: Look, units: np.ndarray, priority: int) -> Iterator[Task]:
+    def _tasks_of(self, session: str, look: Look, units: np.ndarray, priority: int) -> Iterator[Task | None]:
         """The tasks of some units: what has no rows at once, the rest in pieces of bounded weight."""
+        self._begun_s = time.monotonic()
+        judged: list[tuple[np.ndarray, np.ndarray]] = []
         empty: list[NoRowsCells] = []
-        made: list[Cells] = []
-        for one in self._judge_units(session, look, units):
-            one.leave_out(self._under_way(session, one.column, units, one.work.shape))
-            no_rows = one.no_rows()
-            if len(no_rows.minutes):
-                empty.append(no_rows)
-            cells = one.cells()
-            if len(cells):
-                made.append(cells)
+        found: dict[Column, list[Cells]] = {}
+        weights: dict[Column, list[np.ndarray]] = {}
+        for start in range(0, len(units), self.units_a_step):
+            some = units[start : start + self.units_a_step]
+            if not self._may_judge(session, look, some, self._begun_s):
+                look.postpone(some)
+                yield None
+                continue
+            opened = self._judge_units(session, look, some)
+            judged.append((some, look.notes[some]))
+            for one in opened:
+                one.leave_out(self._under_way(session, one.column, some, one.work.shape))
+                no_rows, cells = one.no_rows(), one.cells()
+                if len(no_rows.minutes):
+                    empty.append(no_rows)
+                if len(cells):
+                    found.setdefault(one.column, []).append(cells)
+                    weights.setdefault(one.column, []).append(self.derivation.weigh(look.seq, cells))
+            yield None
         if empty:
             cells_of = [Cells(one.column, one.symbol_ids, one.minutes, one.inputs) for one in empty]
             yield self._task(session, "no rows", "", empty, cells_of, priority)
-        weights = [self.derivation.weigh(look.seq, cells) for cells in made]
-        for piece in _pieces(made, weights, divisible=self.derivation.divisible):
+        made = [joined(parts) for parts in found.values()]
+        for piece in self._cut(made, [np.concatenate(parts) for parts in weights.values()]):
+            yield None
             arguments = self.derivation.arguments(session, piece)
             yield self._task(session, "", self.derivation.compute, arguments, piece, priority)
+        for some, notes in judged:
+            look.taken(some, notes)
+
+    def _cut(self, made: list[Cells], weights: list[np.ndarray]) -> Iterator[list[Cells]]:
+        """Cells as the tasks are to have them."""
+        return pieces(made, weights, divisible=self.derivation.divisible)
 
     def _task(self, session: str, what: str, compute: str, arguments: Any, made: list[Cells], priority: int) -> Task:
         symbols = np.unique(np.concatenate([cells.symbol_ids for cells in made]))
@@ -270,7 +406,7 @@ class DerivedEngine:
         )
         # The check is over the prints: a task that failed is not tried again until its inputs change.
         key = f"{self.name} {session} {names}{' ' + what if what else ''}: {cells_total} cells ({check:08x})"
-        self._offered[key] = made
+        self._offered[key] = (session, made, self._begun_s)
         return Task(
             engine=self.name,
             key=key,
@@ -283,48 +419,12 @@ class DerivedEngine:
         )
 
     def _under_way(self, session: str, column: Column, units: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-        """bool[units, minutes]: cells of tasks that run."""
+        """bool[units, minutes]: cells of tasks that run, or wait to."""
         busy = np.zeros(shape, dtype=bool)
-        for where, made in self._running.values():
+        offered = [one[:2] for one in self._offered.values()]
+        for where, made in (*self._running.values(), *offered):
             for cells in made:
                 if where == session and cells.column is column:
                     mine = np.isin(cells.symbol_ids, units)
                     busy[np.searchsorted(units, cells.symbol_ids[mine]), cells.minutes[mine]] = True
         return busy
-
-
-def _pieces(made: list[Cells], weights: list[np.ndarray], *, divisible: bool) -> Iterator[list[Cells]]:
-    """Cells by columns in pieces of at most ROWS_MAX rows and CELLS_MAX cells, whole units together where they fit."""
-    made = [cells.part(weight >= 0) for cells, weight in zip(made, weights, strict=True)]
-    weights = [weight[weight >= 0] for weight in weights]
-    made, weights = [cells for cells in made if len(cells)], [weight for weight in weights if len(weight)]
-    if not made:
-        return
-    units = np.unique(np.concatenate([cells.symbol_ids for cells in made]))
-    rows, count = np.zeros(len(units), dtype=np.int64), np.zeros(len(units), dtype=np.int64)
-    for cells, weight in zip(made, weights, strict=True):
-        at = np.searchsorted(units, cells.symbol_ids)
-        np.add.at(rows, at, weight)
-        np.add.at(count, at, 1)
-    start = 0
-    while start < len(units):
-        end = start + 1
-        while (
-            end < len(units) and rows[start : end + 1].sum() <= ROWS_MAX and count[start : end + 1].sum() <= CELLS_MAX
-        ):
-            end += 1
-        piece = [cells.part(np.isin(cells.symbol_ids, units[start:end])) for cells in made]
-        piece = [cells for cells in piece if len(cells)]
-        if divisible and end == start + 1 and rows[start] > ROWS_MAX and len(piece) == 1:
-            mine = weights[0][np.isin(made[0].symbol_ids, units[start:end])]
-            yield from _divided(piece[0], mine)
-        else:
-            yield piece
-        start = end
-
-
-def _divided(cells: Cells, weight: np.ndarray) -> Iterator[list[Cells]]:
-    """The cells of one heavy unit in runs of minutes; a single cell is never divided."""
-    run = np.cumsum(weight) // ROWS_MAX
-    for one in np.unique(run):
-        yield [cells.part(run == one)]

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from engines.contract import ArtifactFile, Batch, CellBlock, TaskFailed, Workplace
+from engines.staging import cell_dtype
 from ledger.columns import WINDOW_NS, Column, Flag
 from ledger.content import cell_hashes, no_rows_hash, row_hashes, text_hashes
 from ledger.errors import UnknownPayload
 from ledger.frames import ArtifactWriter, positions, read_ranges
-from ledger.records import RECORD_DTYPE, RECORD_NO_ROWS, RECORD_RETIRED, blank
+from ledger.records import RECORD_NO_ROWS, RECORD_RETIRED, blank
 
 if TYPE_CHECKING:
     import polars
@@ -209,16 +210,7 @@ def stage(
     if frame.height:
         writer.write(frame)
     written = writer.finish()
-    cells = np.zeros(
-        len(records),
-        dtype=[
-            ("symbol", "<u2"),
-            ("minute", "<u2"),
-            ("inputs", "<u4"),
-            ("flags", "u1"),
-            ("record", RECORD_DTYPE[made.column.payload_kind]),
-        ],
-    )
+    cells = np.zeros(len(records), dtype=cell_dtype(made.column.payload_kind))
     cells["symbol"], cells["minute"], cells["inputs"] = made.symbol, made.minute, made.prints
     if made.flags is not None:
         cells["flags"] = made.flags

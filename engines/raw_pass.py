@@ -7,6 +7,8 @@ Everything is staged: nothing counts before the daemon commits it. This module m
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,11 +18,11 @@ import numpy as np
 
 from engines.contract import ArtifactFile, Batch, CellBlock, Task, TaskFailed, Workplace
 from engines.feeds.session_window import SessionWindow
-from engines.staging import StagedCells, cell_dtype
+from engines.staging import StagedCells
 from ledger.columns import WINDOW_NS, Column, Dataset, Flag, OptionRows, Source
 from ledger.content import cell_hashes, mix, row_hashes, text_hashes
 from ledger.frames import ArtifactWriter, WrittenArtifact
-from ledger.records import COMPRESSION_ZSTD, blank
+from ledger.records import COMPRESSION_ZSTD, SCHEMA_VERSION, blank, no_rows_record
 from ledger.roots import symbol_of
 
 if TYPE_CHECKING:
@@ -43,6 +45,8 @@ HASHED: Final = {
     ),
 }  # fmt: skip
 """Columns of the content hash, in order: those that every source has. A trade's id, tape and TRF are not among them."""
+_CHUNKS_BEHIND: Final = 2
+"""Chunks that may wait to be written, the one in work included."""
 _UNSEQUENCED: Final = frozenset({Dataset.OPTION_TRADES})
 _TEXT: Final = frozenset({"ticker", "conditions", "indicators"})
 
@@ -52,6 +56,9 @@ class PassArguments:
     """What one pass reads: plain, picklable values."""
 
     path: str
+    """Where the file is read."""
+    name: str
+    """What it is called upstream, for people."""
     dataset: Dataset
     window: SessionWindow
     option_rows: OptionRows
@@ -74,35 +81,60 @@ class PassResult:
     damaged: str = ""
 
 
-def hash_rows(frame: polars.DataFrame, column: Column, dataset: Dataset) -> np.ndarray:
-    """u64[rows], the row hashes of canonical rows; see :data:`HASHED`."""
-    arrays = []
-    for name in HASHED[column]:
-        if name == "sequence_number" and dataset in _UNSEQUENCED:
-            continue
-        series = frame[name]
-        if name in _TEXT:
-            codes, texts = _codes(series)
-            arrays.append(text_hashes(texts)[codes] if len(texts) else np.zeros(0, dtype=np.uint64))
-        else:
-            arrays.append(series.fill_null(float("nan")).to_numpy() if series.dtype.is_float() else series.to_numpy())
-    return row_hashes(arrays)
+class RowHashes:
+    """Row hashes of the chunks of one pass; a text is hashed once, however many chunks have it."""
 
+    def __init__(self, column: Column, dataset: Dataset) -> None:
+        import polars as pl
 
-def _codes(series: polars.Series) -> tuple[np.ndarray, list[str]]:
-    """Index of each value among the column's values, and those; dictionary-encoded by Polars."""
-    import polars as pl
+        from engines.feeds.file_columns import texts
 
-    categories = series.cast(pl.String).unique(maintain_order=True)
-    codes = series.cast(pl.String).cast(pl.Enum(categories)).to_physical().to_numpy()
-    return codes, categories.to_list()
+        unsequenced = dataset in _UNSEQUENCED
+        self._names = [name for name in HASHED[column] if not (unsequenced and name == "sequence_number")]
+        self._no_texts = pl.Series([], dtype=texts())
+        """Keeps the numbers of texts alive: the type alone does not, and a number would come to mean another text."""
+        self._hashes = np.zeros(0, dtype=np.uint64)
+        """By a text's number."""
+        self._known = np.zeros(0, dtype=bool)
+
+    def of(self, frame: polars.DataFrame) -> np.ndarray:
+        """u64[rows], the row hashes of canonical rows; see :data:`HASHED`."""
+        arrays = []
+        for name in self._names:
+            series = frame[name]
+            if name in _TEXT:
+                arrays.append(self._of_texts(series))
+            elif series.dtype.is_float():
+                arrays.append(series.fill_null(float("nan")).to_numpy())
+            else:
+                arrays.append(series.to_numpy())
+        return row_hashes(arrays)
+
+    def _of_texts(self, series: polars.Series) -> np.ndarray:
+        import polars as pl
+
+        numbered = series.cast(self._no_texts.dtype)
+        numbers = numbered.to_physical().to_numpy()
+        missing = (int(numbers.max()) + 1 if len(numbers) else 0) - len(self._known)
+        if missing > 0:
+            more = missing + len(self._known)
+            self._hashes = np.concatenate([self._hashes, np.zeros(more, dtype=np.uint64)])
+            self._known = np.concatenate([self._known, np.zeros(more, dtype=bool)])
+        known = self._known[numbers]
+        if not known.all():
+            fresh = numbered.filter(pl.Series(~known)).unique()
+            places = fresh.to_physical().to_numpy()
+            self._hashes[places], self._known[places] = text_hashes(fresh.cast(pl.String).to_list()), True
+        hashes: np.ndarray = self._hashes[numbers]
+        return hashes
 
 
 class CellSink:
     """
     Takes the chunks of one attempt: writes the artifact, hashes cells, keeps their records.
 
-    The artifact is written on a thread of its own, one chunk behind, so that reading and writing share the cores.
+    The artifact is written on a thread of its own, two chunks behind at most, so that reading and writing share the
+    cores.
     """
 
     def __init__(
@@ -113,8 +145,11 @@ class CellSink:
         path: Path,
         staged: Path,
         metadata: dict[str, str],
+        *,
+        source: Source = Source.FLAT_FILE,
     ) -> None:
         self.column = column
+        self.source = source
         self.symbols: dict[str, int] = {}
         self.volume_outside: dict[str, float] = {}
         self.outside_facts: dict[str, float] = {}
@@ -122,19 +157,19 @@ class CellSink:
         self.leads: dict[int, tuple[int, int, int]] = {}
         self.staged = StagedCells(staged, column.payload_kind)
         self._first: dict[int, int] = {}
-        self._dataset = dataset
+        self._row_hashes = RowHashes(column, dataset)
         self._window = window
         self._kind = column.payload_kind
         self.writer = ArtifactWriter(path, metadata=metadata)
         self._rows = 0
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="artifact")
-        self._writing: Future[None] | None = None
+        self._writing: deque[Future[None]] = deque()
 
     def write(self, chunk: Chunk) -> None:
         """Take one chunk."""
         base = self._rows
         self._rows += chunk.frame.height
-        hashes = hash_rows(chunk.frame, self.column, self._dataset)
+        hashes = self._row_hashes.of(chunk.frame)
         if chunk.outside:
             self._take_outside(chunk, base, hashes)
         else:
@@ -142,14 +177,13 @@ class CellSink:
             at = self.staged.append(cells)
             opening = np.flatnonzero(cells["minute"] == 0)
             self._first.update(zip(cells["symbol"][opening].tolist(), (at + opening).tolist(), strict=True))
-        self._wait()
-        self._writing = self._thread.submit(self.writer.write, chunk.frame)
+        self._wait(_CHUNKS_BEHIND - 1)
+        self._writing.append(self._thread.submit(self.writer.write, chunk.frame))
 
-    def _wait(self) -> None:
-        """At most one chunk is being written; raises what its writing raised."""
-        if self._writing is not None:
-            writing, self._writing = self._writing, None
-            writing.result()
+    def _wait(self, behind: int = 0) -> None:
+        """Until so many chunks are being written or wait for it; raises what their writing raised."""
+        while len(self._writing) > behind:
+            self._writing.popleft().result()
 
     def finish(self, **footer: str) -> WrittenArtifact | None:
         """Wait for the last chunk and close the artifact; see :meth:`ledger.frames.ArtifactWriter.finish`."""
@@ -168,13 +202,14 @@ class CellSink:
 
     def _cells(self, chunk: Chunk, base: int, hashes: np.ndarray) -> np.ndarray:
         codes = np.array([self._code(symbol) for symbol in chunk.symbols], dtype=np.int64)
-        cells = np.zeros(len(chunk.cell_minute), dtype=cell_dtype(self._kind))
+        cells = np.zeros(len(chunk.cell_minute), dtype=self.staged.dtype)
         cells["symbol"] = codes[chunk.cell_symbol]
         cells["minute"] = chunk.cell_minute
-        records = blank(self._kind, len(cells))
+        records = cells["record"]
+        records["schema_version"], records["kind"] = SCHEMA_VERSION, int(self._kind)
         starts = self._window.open_ns + chunk.cell_minute.astype(np.int64) * WINDOW_NS
         records["content_hash"] = cell_hashes(self._kind, starts, chunk.row_start, chunk.row_count, hashes)
-        records["source"] = int(Source.FLAT_FILE)
+        records["source"] = int(self.source)
         records["artifact_id"] = 1
         records["row_start"] = base + chunk.row_start
         records["row_count"] = chunk.row_count
@@ -182,7 +217,6 @@ class CellSink:
         records["compression"] = COMPRESSION_ZSTD
         count = "record_count" if self.column is Column.TRADE_REF else "nbbo_sample_count"
         records[count] = chunk.row_count
-        cells["record"] = records
         return cells
 
     def _take_outside(self, chunk: Chunk, base: int, hashes: np.ndarray) -> None:
@@ -197,7 +231,7 @@ class CellSink:
             if self.column is Column.QUOTE_REF and chunk.lead_count[index]:
                 self._take_lead(code, chunk, index, base, hashes)
         if sizes is not None:
-            self._count_auctions(chunk.frame)
+            self.count_auctions(chunk.frame)
 
     def _take_lead(self, code: int, chunk: Chunk, index: int, base: int, hashes: np.ndarray) -> None:
         """The 60 s of quotes before the open belong to the first window: hashed with it, counted nowhere."""
@@ -206,11 +240,11 @@ class CellSink:
         lead_hash = int(cell_hashes(self._kind, before, start, count, hashes)[0])
         self.leads[code] = (base + int(start[0]), int(count[0]), lead_hash)
 
-    def _count_auctions(self, frame: polars.DataFrame) -> None:
+    def count_auctions(self, frame: polars.DataFrame) -> None:
         """Rows and volume outside the session; the close's auction prints (conditions 8, 15, 19) apart."""
         import polars as pl
 
-        auction = pl.col("conditions").str.contains(r"(^|,)(8|15|16|17|19|25)(,|$)")
+        auction = pl.col("conditions").cast(pl.String).str.contains(r"(^|,)(8|15|16|17|19|25)(,|$)")
         found = frame.select(
             pl.len().alias("rows"),
             pl.col("size").sum().alias("volume"),
@@ -220,18 +254,31 @@ class CellSink:
         for name, value in found.items():
             self.outside_facts[name] = self.outside_facts.get(name, 0) + (value or 0)
 
-    def finish_cells(self) -> int:
+    def stage_no_rows(self, symbol: str, minutes: np.ndarray) -> None:
+        """Cells without rows, i64[n] minutes from the open; a first window that has a lead is made in the end."""
+        code = self._code(symbol)
+        if code in self.leads:
+            minutes = minutes[minutes != 0]
+        cells = np.zeros(len(minutes), dtype=self.staged.dtype)
+        cells["symbol"], cells["minute"], cells["flags"] = code, minutes, int(Flag.NO_ROWS)
+        cells["record"] = no_rows_record(self._kind)[0]
+        self.staged.append(cells)
+
+    def finish_cells(self, flags_of: Callable[[np.ndarray], np.ndarray] | None = None) -> int:
         """
         Work the leads into the first windows and close the staged cells; how many there are.
 
         A lead without a first window makes one of no rows.
+
+        Args:
+            flags_of: u8[cells], further flags of the staged cells; called with all of them.
         """
         for code in sorted(self.leads.keys() - self._first.keys()):
             cell = np.zeros(1, dtype=self.staged.dtype)
             records, none = blank(self._kind, 1), np.zeros(1, dtype=np.int64)
             opening = np.array([self._window.open_ns])
             records["content_hash"] = cell_hashes(self._kind, opening, none, none, np.zeros(0, dtype=np.uint64))
-            records["source"], records["artifact_id"] = int(Source.FLAT_FILE), 1
+            records["source"], records["artifact_id"] = int(self.source), 1
             cell[0] = (code, 0, 0, int(Flag.NO_ROWS), records[0])
             self._first[code] = self.staged.append(cell)
         cells = self.staged.finish()
@@ -240,6 +287,8 @@ class CellSink:
                 record = cells["record"][self._first[code] : self._first[code] + 1]
                 record["lead_start"], record["lead_count"] = start, count
                 record["content_hash"] = mix(record["content_hash"] ^ np.uint64(lead_hash))
+            if flags_of is not None:
+                cells["flags"] |= flags_of(cells)
             cells.flush()
         return self.staged.count
 
@@ -277,7 +326,9 @@ def run(task: Task, workplace: Workplace) -> Batch:
             bad_rows_max=arguments.bad_rows_max,
         )
     except SourceDamaged as damage:
-        raise TaskFailed(str(damage), hint=damage.hint, report=PassResult(None, damaged=str(damage))) from damage
+        where = arguments.name if damage.line is None else f"{arguments.name}, line {damage.line}"
+        reason = f"{where}: {damage.reason}"
+        raise TaskFailed(reason, hint=damage.hint, report=PassResult(None, damaged=reason)) from damage
     return _batch(workplace, sinks[-1], report)
 
 

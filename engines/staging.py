@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from engines.contract import RECORD_OFFSET
 from ledger.columns import PayloadKind
 from ledger.records import RECORD_DTYPE
 
@@ -20,9 +21,15 @@ _MAGIC: Final = b"\x93NUMPY\x01\x00"
 
 
 def cell_dtype(kind: PayloadKind) -> np.dtype[Any]:
-    """dtype of staged cells of a kind; see :class:`engines.contract.CellBlock`."""
+    """dtype of staged cells of a kind, a multiple of 8 bytes; see :class:`engines.contract.CellBlock`."""
+    record = RECORD_DTYPE[kind]
     return np.dtype(
-        [("symbol", "<u2"), ("minute", "<u2"), ("inputs", "<u4"), ("flags", "u1"), ("record", RECORD_DTYPE[kind])]
+        {
+            "names": ["symbol", "minute", "inputs", "flags", "record"],
+            "formats": ["<u2", "<u2", "<u4", "u1", record],
+            "offsets": [0, 2, 4, 8, RECORD_OFFSET],
+            "itemsize": RECORD_OFFSET + record.itemsize,
+        }
     )
 
 
@@ -40,7 +47,7 @@ class StagedCells:
         """Append cells and return the position of the first."""
         assert cells.dtype == self.dtype, "staging: cells of another kind"
         first = self.count
-        self._file.write(cells.tobytes())
+        self._file.write(np.ascontiguousarray(cells).view(np.uint8).data)
         self.count += len(cells)
         return first
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from itertools import pairwise
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -82,6 +83,30 @@ def absent_symbols(state: State, session: str, universe: np.ndarray) -> list[Abs
             accepted = record.state is SourceState.ABSENT
             found.append(Absent(column, np.array(chosen, dtype=np.int64), accepted))
     return found
+
+
+def families_of(state: State, universe: np.ndarray, symbols_max: int) -> list[np.ndarray]:
+    """
+    The universe in parts that can be judged one by one: a stock and its options are never apart.
+
+    Args:
+        universe: i64[n] symbol ids, ascending.
+        symbols_max: symbols of a part; a family that has more is a part of its own.
+
+    Returns:
+        Arrays of symbol ids, each ascending; together the universe.
+    """
+    if not len(universe):
+        return []
+    heads = np.array([state.underlying_id(symbol_id) for symbol_id in universe.tolist()], dtype=np.int64)
+    order = np.argsort(heads, kind="stable")
+    starts = np.append(np.flatnonzero(np.diff(heads[order], prepend=-1)), len(order))
+    parts, begin = [], 0
+    for first, end in pairwise(starts.tolist()):
+        if end - begin > symbols_max and first > begin:
+            parts.append(np.sort(universe[order[begin:first]]))
+            begin = first
+    return [*parts, np.sort(universe[order[begin:]])]
 
 
 def _is_of(symbol_class: SymbolClass, of_options: bool) -> bool:
@@ -200,10 +225,12 @@ def _difference(
         record = records[dataset]
         # Cells of a source that was accepted as absent stay suspect; a waiting source makes nothing suspect.
         judged[position] = record is not None and record.state is SourceState.COMPLETE
-    wanted = wanted & ~_accepted(records, universe, wanted.shape)
+    accepted = _accepted(records, universe, wanted.shape)
+    wanted = wanted & ~accepted
     suspect = flags & np.uint8(Flag.SUSPECT) != 0
     add = np.nonzero(no_rows & wanted & ~suspect & judged[:, None])
-    remove = np.nonzero(no_rows & ~wanted & suspect & judged[:, None])
+    # A cell with rows is suspect where its complete source has far fewer; that is said when the source is read.
+    remove = np.nonzero((no_rows & ~wanted | accepted) & suspect & judged[:, None])
     return Suspicion(column, (universe[add[0]], add[1]), (universe[remove[0]], remove[1]))
 
 

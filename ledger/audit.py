@@ -19,7 +19,7 @@ from typing import Any, Final
 
 import msgspec
 
-from ledger.errors import SpaceError, StateReadOnly
+from ledger.errors import DamagedFile, SpaceError, StateReadOnly
 from ledger.files import PathLike, System, read_whole
 
 FOLDER: Final = "audit"
@@ -86,12 +86,18 @@ class AuditLog:
     """The log of a state directory, open for appending; one process at a time."""
 
     def __init__(
-        self, directory: PathLike, system: System, *, rotate_bytes: int = ROTATE_BYTES, readonly: bool = False
+        self,
+        directory: PathLike,
+        system: System,
+        *,
+        rotate_bytes: int = ROTATE_BYTES,
+        readonly: bool = False,
+        closed: tuple[int, str] | None = None,
     ) -> None:
         """
         Open ``audit/audit.log`` in ``directory``, or make both.
 
-        A last line that a crash tore is cut off, and a line of operation ``recovery`` says so. Damage before it is not
+        A last line that a crash tore is cut off; one that lacks only its end of line gets it. Damage before it is not
         touched; :meth:`verify` finds it.
 
         Args:
@@ -99,16 +105,16 @@ class AuditLog:
             system: makes the system calls, and tells the time.
             rotate_bytes: size from which the log is put aside.
             readonly: write nothing, make nothing.
+            closed: the log's :attr:`head` when it was closed in order.
 
         Raises:
+            DamagedFile: the log does not end where it was closed.
             SpaceError: the file system refused.
         """
         self._system = system
         self._rotate_bytes = rotate_bytes
         self._descriptor = -1
         self.folder = Path(directory) / FOLDER
-        if not readonly:
-            system.make_directory(self.folder)
         data = read_whole(system, self.folder / FILE_NAME) or b""
         good = _whole_lines(data)
         before = data[:good]
@@ -118,15 +124,31 @@ class AuditLog:
         self._seq, self._last_ns, self._hash = _end_of_chain(before)
         self._length = good
         self.torn_bytes = len(data) - good
-        """Bytes of a torn last line that were found at open."""
+        """Bytes of a torn last line that were found at open (and cut off, unless read-only)."""
+        if closed is not None and (closed != self.head or self.torn_bytes):
+            raise self._other_end(closed)
         if readonly:
             return
+        system.make_directory(self.folder)
         self._descriptor = self._open_file()
-        if self.torn_bytes:
-            system.ftruncate(self._descriptor, good)
-            system.fdatasync(self._descriptor)
-            result = f"cut {self.torn_bytes} bytes of a torn last line"
-            self.append("recovery", own_operator(), where={"file": FILE_NAME}, cause="torn record", result=result)
+        try:
+            if self.torn_bytes:
+                system.ftruncate(self._descriptor, good)
+                system.fdatasync(self._descriptor)
+            elif not before.endswith(b"\n") and data:
+                self._length += system.pwrite(self._descriptor, b"\n", good)
+                system.fdatasync(self._descriptor)
+        except SpaceError:
+            self.close()
+            raise
+
+    def _other_end(self, closed: tuple[int, str]) -> DamagedFile:
+        path, (seq, _) = self.folder / FILE_NAME, self.head
+        text = f"{path}: the log ends at line {seq}, it was closed at line {closed[0]}"
+        if seq == closed[0]:
+            text = f"{path}: the last line is not the one that the log was closed with"
+        hint = "restore the log from a backup; or, to go on with what is there, remove the file named closed"
+        return DamagedFile(text, hint=hint, path=str(path))
 
     @property
     def head(self) -> tuple[int, str]:
@@ -194,10 +216,9 @@ class AuditLog:
         self._seq, self._last_ns, self._hash = record.seq, record.ts_ns, record.hash
         return record
 
-    def append_recovery(self, ledger: str, session: str, cause: str, cells: int) -> AuditRecord:
-        """Record, durably, that opening a session set ``cells`` broken cells to cleared; see :meth:`append`."""
-        where = {"ledger": ledger, "session": session}
-        return self.append("recovery", own_operator(), where=where, cause=cause, result=f"cleared {cells} cells")
+    def append_recovery(self, where: dict[str, Any], cause: str, result: str) -> AuditRecord:
+        """Record, durably, what opening a file found and did about it; see :meth:`append`."""
+        return self.append("recovery", own_operator(), where=where, cause=cause, result=result)
 
     def flush(self) -> None:
         """Make lines appended without ``durable`` durable; raises :class:`SpaceError`."""
@@ -271,20 +292,32 @@ def own_operator() -> Operator:
 
 
 def _whole_lines(data: bytes) -> int:
-    """Length of ``data`` up to the last line that was written whole; zeros are pages that never reached the disk."""
+    """Length of ``data`` up to the last line that was written whole, with or without its end of line."""
     end = data.rfind(b"\n") + 1
-    while end and b"\0" in data[(start := data.rfind(b"\n", 0, end - 1) + 1) : end]:
+    if end < len(data) and _fits(data[end:]):
+        return len(data)
+    # Zeros are sectors that never reached the disk; a single one that a flipped bit explains is no torn line.
+    while end and b"\0" in (line := data[(start := data.rfind(b"\n", 0, end - 1) + 1) : end]):
+        if line.count(0) == 1 and any(_fits(line.replace(b"\0", bytes((1 << bit,)))) for bit in range(8)):
+            break
         end = start
     return end
 
 
+def _fits(line: bytes) -> bool:
+    """True where a line carries its own hash."""
+    bare = line.removesuffix(b"\n")
+    return bare[-_HASH_BYTES:] == _HASH_FIELD + _line_hash(bare).encode() + b'"}'
+
+
 def _line_hash(line: bytes) -> str:
     """The hash a line should carry."""
-    return sha256(line.rstrip(b"\n")[:-_HASH_BYTES]).hexdigest()
+    return sha256(line.removesuffix(b"\n")[:-_HASH_BYTES]).hexdigest()
 
 
 def _decoded(line: bytes) -> AuditRecord | None:
-    with suppress(msgspec.DecodeError):
+    # A flipped bit makes a line no JSON, JSON of another shape, or no text.
+    with suppress(msgspec.DecodeError, UnicodeDecodeError):
         return _DECODER.decode(line)
     return None
 
@@ -308,8 +341,7 @@ def _faults(line: bytes, record: AuditRecord | None, seq: int, chain: str) -> It
         return
     if not line.endswith(b"\n"):
         yield "is torn: its end of line is missing"
-    stated = line.rstrip(b"\n")[-_HASH_BYTES:]
-    if stated != _HASH_FIELD + _line_hash(line).encode() + b'"}':
+    if not _fits(line):
         yield "was changed: its hash does not fit it"
     if record.seq != seq + 1:
         yield f"has seq {record.seq} where {seq + 1} is due: lines are missing or out of order"

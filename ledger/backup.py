@@ -3,21 +3,26 @@ Backup: a copy of a running state that is closed under reference, made in short 
 
 Rows go first, block by block with every seal checked, then the small files, then the maps, then the artifacts that the
 maps knew by then. So whatever a copied row names was copied after it. Row files stay sparse, and a repeated backup
-copies what changed. This module must never change the state it copies, nor call a copy done: whoever verified it does.
+writes what changed. This module must never change the state it copies, nor call a copy done: whoever verified it does.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 
+from ledger.closing import FILE_NAME as CLOSED_FILE
 from ledger.columns import MINUTES_PER_SESSION, LedgerKind
-from ledger.errors import ChecksumMismatch, StateExists, from_os_error
+from ledger.creation import ARTIFACTS_FILE, FOLDERS, FORMAT_FILE, UNVERIFIED_FILE
+from ledger.errors import ChecksumMismatch, StateExists
+from ledger.files import System, read_whole
+from ledger.headerpage import NO_COUNTS
 from ledger.layout import (
     BLOCK_BYTES,
     COLUMNS_OF,
@@ -25,15 +30,15 @@ from ledger.layout import (
     FILE_BYTES,
     PAGE,
     ROW_BYTES,
-    ROWS_COUNTS,
     seals,
 )
 from ledger.state import State
+from ledger.undo import OPEN_FOLDER
 
-MARKER: Final = "backup.incomplete"
-"""While it is there the directory is no state: the copy was not finished, or not verified."""
 _STEP_BYTES: Final = 1 << 20
 _SMALL: Final = ("calendar", "symbol-map.bin", "sources", "regions", "paused", "accepted")
+_PART_SUFFIX: Final = ".part"
+_GROWING: Final = ".map"
 
 
 @dataclass(slots=True)
@@ -48,94 +53,148 @@ def backup(state: State, target: Path, copied: Copied) -> Iterator[None]:
     """
     Copy a state into a directory, new or holding an earlier backup of the same state; yields between short steps.
 
-    The marker stays until the caller has verified the copy and calls :func:`finish`.
+    The marker stays until the caller has verified the copy and calls :func:`finish`. A state that a failed sync made
+    read-only can be copied too.
 
     Raises:
         StateExists: the directory holds something else.
         ChecksumMismatch: a seal of the state is broken; verify and repair it first.
         SpaceError: the file system refused; the marker stays.
     """
-    _prepare(state, target)
-    for ledger in (state.trade, state.enrichment):
-        for seq in ledger.existing():
-            path = ledger.path(seq)
-            yield from _copy_rows(path, target / ledger.kind.value / path.name, ledger.kind, copied)
-    for name in _SMALL:
-        yield from _copy_file(state.directory / name, target / name, copied)
-    for folder in ("audit", "audit/undo", "maps"):
-        for path in sorted((state.directory / folder).iterdir()):
-            if path.is_file():
-                yield from _copy_file(path, target / folder / path.name, copied)
-    for artifact in state.artifacts.all():
-        source, place = state.artifact_root / artifact.uri, target / "artifacts" / artifact.uri
-        # An artifact's name is never used twice, so one of the right size is the same file.
-        if source.exists() and not (place.exists() and place.stat().st_size == artifact.bytes):
-            yield from _copy_file(source, place, copied)
-    yield from _copy_file(state.directory / "format", target / "format", copied)
-    for folder, _, _ in os.walk(target):
-        _sync_folder(Path(folder))
+    yield from _Backup(state, target, copied).steps()
 
 
-def finish(target: Path) -> None:
-    """Take the marker away: the copy was verified."""
-    (target / MARKER).unlink()
-    _sync_folder(target)
+def finish(state: State, target: Path) -> None:
+    """Take the marker away: the copy was verified. Raises :class:`SpaceError`."""
+    system = state.system.inner
+    system.unlink(target / UNVERIFIED_FILE)
+    system.fsync_directory(target)
 
 
-def _prepare(state: State, target: Path) -> None:
-    try:
-        target.mkdir(parents=True, exist_ok=True)
-        if any(target.iterdir()) and not (target / MARKER).exists():
-            theirs = target / "format"
-            if not theirs.exists() or theirs.read_bytes() != (state.directory / "format").read_bytes():
-                raise StateExists(
-                    f"{target} is not empty and is no backup of this state", hint="choose a new directory"
-                )
-        (target / MARKER).touch()
-        for folder in ("trade", "enrichment", "maps", "audit/undo", "artifacts", "temporary"):
-            (target / folder).mkdir(parents=True, exist_ok=True)
-        _sync_folder(target)
-    except OSError as error:
-        raise from_os_error(error, "mkdir", target) from error
+class _Backup:
+    """One run. Writes go round the state's gate: the copy's disk is another matter than the state's."""
 
+    def __init__(self, state: State, target: Path, copied: Copied) -> None:
+        self.state = state
+        self.target = target
+        self.copied = copied
+        self.system: System = state.system.inner
 
-def _copy_rows(source: Path, target: Path, kind: LedgerKind, copied: Copied) -> Iterator[None]:
-    """One session file, block by block; a block equal to the earlier copy's is left alone."""
-    size = BLOCK_BYTES[kind]
-    try:
-        with source.open("rb") as reader, target.open("r+b" if target.exists() else "w+b") as writer:
-            writer.truncate(FILE_BYTES[kind])
+    def steps(self) -> Iterator[None]:
+        state, source = self.state, self.state.directory
+        self._begin()
+        for ledger in (state.trade, state.enrichment):
+            for seq in ledger.existing():
+                path = ledger.path(seq)
+                yield from self._copy_rows(path, self.target / ledger.kind.value / path.name, ledger.kind)
+        for name in _SMALL:
+            yield from self._copy_file(source / name, self.target / name)
+        for folder in (OPEN_FOLDER.as_posix(), "audit", "audit/undo", "maps"):
+            names = self.system.list_directory(source / folder)
+            if names:
+                self.system.make_directory(self.target / folder)
+            for name in names:
+                if (source / folder / name).is_file():
+                    copy = self._copy_over if name.endswith(_GROWING) else self._copy_file
+                    yield from copy(source / folder / name, self.target / folder / name)
+        for artifact in state.artifacts.all():
+            original, place = state.artifact_root / artifact.uri, self.target / "artifacts" / artifact.uri
+            # An artifact's name is never used twice, so one of the right size is the same file.
+            if original.exists() and not (place.exists() and place.stat().st_size == artifact.bytes):
+                yield from self._copy_file(original, place)
+        yield from self._copy_file(source / FORMAT_FILE, self.target / FORMAT_FILE)
+        for folder, _, _ in os.walk(self.target):
+            self.system.fsync_directory(folder)
+
+    # ---- is it the place
+
+    def _begin(self) -> None:
+        system, target = self.system, self.target
+        names = system.list_directory(target)
+        if names and not self._is_earlier_copy(names):
+            raise StateExists(f"{target} is not empty and is no backup of this state", hint="choose a new directory")
+        for folder in (*reversed(target.absolute().parents), target):
+            if not folder.exists():
+                system.make_directory(folder)
+        system.close(system.open(target / UNVERIFIED_FILE, os.O_RDWR | os.O_CREAT))
+        system.fsync_directory(target)
+        for folder in (target / name for name in FOLDERS):
+            system.make_directory(folder)
+        if CLOSED_FILE in names:
+            system.unlink(target / CLOSED_FILE)
+
+    def _is_earlier_copy(self, names: list[str]) -> bool:
+        """An unfinished copy, or one whose identity is the state's and whose list of artifacts is where it began."""
+        if FORMAT_FILE not in names:
+            return UNVERIFIED_FILE in names
+        theirs, ours = (read_whole(self.system, root / FORMAT_FILE) for root in (self.target, self.state.directory))
+        if theirs != ours:
+            return False
+        theirs, ours = (read_whole(self.system, root / ARTIFACTS_FILE) for root in (self.target, self.state.directory))
+        return theirs is None or (ours is not None and ours.startswith(theirs))
+
+    # ---- copying
+
+    def _copy_rows(self, source: Path, target: Path, kind: LedgerKind) -> Iterator[None]:
+        """One session file, block by block; a block equal to the earlier copy's is left alone."""
+        system, size, last = self.system, BLOCK_BYTES[kind], -1
+        with ExitStack() as opened:
+            reader, writer = self._open(source, os.O_RDONLY, opened), self._open(target, os.O_RDWR | os.O_CREAT, opened)
+            system.ftruncate(writer, FILE_BYTES[kind])
             # Counts are of another moment than the blocks, so the copy carries none and is counted when it is opened.
-            header = os.pread(reader.fileno(), COUNTS_OFFSET, 0)
-            os.pwrite(writer.fileno(), header + bytes(ROWS_COUNTS.itemsize), 0)
-            for index in _data_blocks(reader.fileno(), kind):
-                offset = PAGE + index * size
-                data = os.pread(reader.fileno(), size, offset)
-                _check_seals(data, source, kind, index)
-                if os.pread(writer.fileno(), size, offset) != data:
-                    os.pwrite(writer.fileno(), data, offset)
-                    copied.bytes += size
-                yield
-            os.fsync(writer.fileno())
-            copied.files += 1
-    except OSError as error:
-        raise from_os_error(error, "write", target) from error
+            system.pwrite(writer, system.pread(reader, COUNTS_OFFSET, 0) + NO_COUNTS, 0)
+            for start, end in system.extents(reader, PAGE, FILE_BYTES[kind]):
+                for index in range(max((start - PAGE) // size, last + 1), -(-(end - PAGE) // size)):
+                    offset, last = PAGE + index * size, index
+                    data = system.pread(reader, size, offset)
+                    _check_seals(data, source, kind, index)
+                    if system.pread(writer, size, offset) != data:
+                        system.pwrite(writer, data, offset)
+                        self.copied.bytes += size
+                    yield
+            system.fdatasync(writer)
+        self.copied.files += 1
 
+    def _copy_over(self, source: Path, target: Path) -> Iterator[None]:
+        """A large file that grows: only what differs from the earlier copy is written, in place."""
+        system = self.system
+        with ExitStack() as opened:
+            reader, writer = self._open(source, os.O_RDONLY, opened), self._open(target, os.O_RDWR | os.O_CREAT, opened)
+            size = system.size(reader)
+            system.ftruncate(writer, size)
+            for data, hole in system.extents(reader, 0, size):
+                for offset in range(data, hole, _STEP_BYTES):
+                    length = min(_STEP_BYTES, hole - offset)
+                    piece = system.pread(reader, length, offset)
+                    if system.pread(writer, length, offset) != piece:
+                        self.copied.bytes += system.pwrite(writer, piece, offset)
+                    yield
+            system.fdatasync(writer)
+        self.copied.files += 1
 
-def _data_blocks(descriptor: int, kind: LedgerKind) -> Iterator[int]:
-    """Indices of the blocks that hold data, from the file system's extents."""
-    size, offset, last = BLOCK_BYTES[kind], PAGE, -1
-    while offset < FILE_BYTES[kind]:
-        try:
-            start = os.lseek(descriptor, offset, os.SEEK_DATA)
-        except OSError:
+    def _copy_file(self, source: Path, target: Path) -> Iterator[None]:
+        """A whole file, in steps, under a temporary name, up to the size that it has at the start."""
+        if not source.exists():
             return
-        end = os.lseek(descriptor, start, os.SEEK_HOLE)
-        for index in range(max(start - PAGE, 0) // size, -(-(end - PAGE) // size)):
-            if index > last:
-                last = index
-                yield index
-        offset = end
+        system, part = self.system, target.with_name(target.name + _PART_SUFFIX)
+        for folder in (*reversed(target.relative_to(self.target).parents),):
+            system.make_directory(self.target / folder)
+        with ExitStack() as opened:
+            reader = self._open(source, os.O_RDONLY, opened)
+            writer = self._open(part, os.O_RDWR | os.O_CREAT | os.O_TRUNC, opened)
+            size = system.size(reader)
+            for offset in range(0, size, _STEP_BYTES):
+                data = system.pread(reader, min(_STEP_BYTES, size - offset), offset)
+                self.copied.bytes += system.pwrite(writer, data, offset)
+                yield
+            system.fdatasync(writer)
+        system.rename(part, target)
+        self.copied.files += 1
+
+    def _open(self, path: Path, flags: int, opened: ExitStack) -> int:
+        descriptor = self.system.open(path, flags)
+        opened.callback(self.system.close, descriptor)
+        return descriptor
 
 
 def _check_seals(data: bytes, path: Path, kind: LedgerKind, index: int) -> None:
@@ -150,33 +209,3 @@ def _check_seals(data: bytes, path: Path, kind: LedgerKind, index: int) -> None:
             "nothing damaged is backed up",
             hint="look with: m17ctl verify; then clear the cell",
         )
-
-
-def _copy_file(source: Path, target: Path, copied: Copied) -> Iterator[None]:
-    """A whole file, in steps, under a temporary name; what is appended meanwhile is copied up to the size at the start."""
-    if not source.exists():
-        return
-    part = target.with_name(target.name + ".part")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with source.open("rb") as reader, part.open("wb") as writer:
-            left = os.fstat(reader.fileno()).st_size
-            while left and (piece := reader.read(min(_STEP_BYTES, left))):
-                writer.write(piece)
-                left -= len(piece)
-                copied.bytes += len(piece)
-                yield
-            writer.flush()
-            os.fsync(writer.fileno())
-        part.replace(target)
-        copied.files += 1
-    except OSError as error:
-        raise from_os_error(error, "write", target) from error
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

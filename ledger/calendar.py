@@ -88,6 +88,7 @@ class Calendar:
         lengths = (np.array(close_ns[:count], dtype=np.int64) - self.open_ns) // WINDOW_NS
         self.minutes = _frozen(lengths.astype(np.uint16))
         """u16[sessions]: windows of the session."""
+        self._lengths: list[int] = self.minutes.tolist()
         self._all_dates, self._all_open, self._all_close = list(dates), list(open_ns), list(close_ns)
         self._zone = ZoneInfo(time_zone)
 
@@ -204,7 +205,7 @@ class Calendar:
     def is_window(self, minute_idx: int) -> bool:
         """True where the minute_idx is a window: in the year, and before its session's close."""
         seq, minute = divmod(minute_idx, MINUTES_PER_SESSION)
-        return 0 <= seq < len(self.dates) and minute < self.minutes[seq]
+        return 0 <= seq < len(self._lengths) and minute < self._lengths[seq]
 
     def is_window_array(self, minute_idx: NDArray[np.integer[Any]]) -> NDArray[np.bool_]:
         """:meth:`is_window` for any integer array, same shape."""
@@ -335,7 +336,10 @@ def load_calendar(directory: PathLike, system: System) -> Calendar:
     facts = decode_header(data, FILE_NAME, FILE_VERSION, path)
     payloads, length = read_frames(data, path, start=HEADER_BYTES)
     if len(payloads) != 1 or length != len(data):
-        raise DamagedFile(f"{path}: the sessions behind its header cannot be read", path=str(path))
+        change = "it was extended" if payloads else "it was truncated, or changed"
+        raise DamagedFile(
+            f"{path}: {len(data)} bytes, the sessions behind its header end at {length}: {change}", path=str(path)
+        )
     try:
         content = json.loads(payloads[0])
         calendar = Calendar(**content)

@@ -10,61 +10,30 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
-from ledger.calendar import load_calendar
+from ledger.check_small import check_small_files
 from ledger.columns import Column, PayloadKind, Status
 from ledger.errors import LedgerError
-from ledger.files import decode_header, read_whole
-from ledger.layout import COUNTS_OFFSET, FORMAT_VERSION, PAGE, ROWS_COUNTS, ROWS_IDENTITY
+from ledger.findings import Checked, Finding
+from ledger.headerpage import counts_in, has_stray_bytes
 from ledger.ledgers import Ledger
-from ledger.maps import ArtifactMap
+from ledger.maps import PayloadMap, mark_fault
 from ledger.records import NO_ROWS_ID, RECORD_NO_ROWS, RECORD_RETIRED, good_at
-from ledger.regions import RegionStore
 from ledger.rows import SessionRows
 from ledger.sessionfile import sound_slots
-from ledger.sources import SourceStore
 from ledger.state import State
-from ledger.symbols import SymbolMap
 
 _SYMBOLS_AT_ONCE: Final = 8
 _RECORDS_AT_ONCE: Final = 8192
 _BYTES_AT_ONCE: Final = 4 << 20
 _EXAMPLES_MAX: Final = 20
 _SHIFT: Final = np.uint64(32)
+_RESTART: Final = "start m17d once; mapping the session writes it again"
 _REFILL: Final = "clear the cell; its engine fills it again"
-_RESTORE: Final = "restore the file from a backup"
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """Something wrong: a code, a sentence, the place, and what the operator can do."""
-
-    code: str
-    message: str
-    where: str
-    hint: str
-
-
-@dataclass(slots=True)
-class Checked:
-    """What was walked, what was found, and what nothing names."""
-
-    slots: int = 0
-    payloads: int = 0
-    artifacts: int = 0
-    orphan_files: int = 0
-    orphan_bytes: int = 0
-    orphan_records: int = 0
-    findings: list[Finding] = field(default_factory=list)
-
-    def find(self, code: str, message: str, where: str, hint: str) -> None:
-        """Add a finding."""
-        self.findings.append(Finding(code, message, where, hint))
+__all__ = ["Checked", "Finding", "verify"]
 
 
 def verify(state: State, checked: Checked, session: str | None = None) -> Iterator[None]:
@@ -91,7 +60,7 @@ def verify(state: State, checked: Checked, session: str | None = None) -> Iterat
     for artifact_id in sorted(artifacts):
         yield from _artifact(state, artifact_id, checked)
     if session is None:
-        yield from _small_files(state, checked)
+        yield from check_small_files(state, checked)
         _orphans(state, artifacts, checked)
         yield
 
@@ -147,12 +116,12 @@ def _walk(
 def _header_page(rows: SessionRows, where: str, checked: Checked) -> np.ndarray | None:
     """The counts that the header page claims to be right, None where it claims nothing."""
     page = rows.header_page()
-    stored = np.frombuffer(page, dtype=ROWS_COUNTS, count=1, offset=COUNTS_OFFSET)[0]
-    if stored["crc"] != zlib.crc32(stored.tobytes()[4:]):
-        checked.find("counts", "the checksum of the counts does not fit", where, "start m17d once; they are made anew")
+    stored = counts_in(page)
+    if stored is None:
+        checked.find("counts", "the checksum of the counts does not fit", where, _RESTART)
         return None
-    if any(page[ROWS_IDENTITY.itemsize : COUNTS_OFFSET]) or any(page[COUNTS_OFFSET + ROWS_COUNTS.itemsize : PAGE]):
-        checked.find("padding", "the header page has bytes where none belong", where, _RESTORE)
+    if has_stray_bytes(page):
+        checked.find("padding", "the header page has bytes where none belong", where, _RESTART)
     claimed: np.ndarray = stored["status"][: len(rows.columns)].astype(np.int64)
     return claimed if stored["clean"] else None
 
@@ -168,9 +137,9 @@ def _blocks(
     in_use: bool,
 ) -> np.ndarray:
     """Blocks of consecutive symbols; returns i64[columns, 4], their statuses."""
-    words, padding = rows.read_blocks(first, last), rows.read_padding(first, last)
+    words, padding = rows.read_blocks(first, last)
     minutes = rows.place.minutes
-    used = (words != 0).any(axis=(1, 2))
+    used = np.asarray(words.any(axis=(1, 2)) | padding.any(axis=1))
     symbol_ids = np.arange(first, last)[used]
     words = words[used]
 
@@ -182,10 +151,9 @@ def _blocks(
             more = f" (and {len(at) - _EXAMPLES_MAX} more)" if len(at) > _EXAMPLES_MAX and found is at[0] else ""
             checked.find(code, message + more, f"{where} symbol_id {symbol_ids[found[0]]}{minute}", hint)
 
-    restart = "start m17d once; headers are written anew"
     find("symbol", symbol_ids >= len(state.symbols), "the block's symbol has no id", "restore symbol-map.bin")
-    find("header", (words[..., :4] != rows.headers(symbol_ids)).any(axis=2), "the row header is another's", restart)
-    find("padding", padding[used].any(axis=1), "bytes behind the block's last row", _RESTORE)
+    find("header", (words[..., :4] != rows.headers(symbol_ids)).any(axis=2), "the row header is another's", _RESTART)
+    find("padding", np.asarray(padding[used].any(axis=1)), "bytes behind the block's last row", _RESTART)
     counts = np.zeros((len(rows.columns), 4), dtype=np.int64)
     checked.slots += len(symbol_ids) * minutes * len(rows.columns)
     for index, column in enumerate(rows.columns):
@@ -238,9 +206,9 @@ def _records(
 ) -> Iterator[None]:
     """Records have good CRCs and point into their artifacts: those that cells name, or all that were ever given."""
     payloads, where = state.maps[kind], str(state.maps[kind].path)
-    wanted = np.arange(1, payloads.next_id) if everything else np.flatnonzero(named)
-    for start in range(0, len(wanted), _RECORDS_AT_ONCE):
-        ids = wanted[start : start + _RECORDS_AT_ONCE]
+    if fault := mark_fault(payloads.mark_page()):
+        checked.find("mark", fault, where, "start m17d once; the page is written again")
+    for ids in _written_ids(payloads) if everything else _pieces(np.flatnonzero(named)):
         records = payloads.get_many(ids, check=False)
         good = good_at(records, ids)
         used = named[ids] if everything else np.ones(len(ids), dtype=bool)
@@ -253,6 +221,16 @@ def _records(
             checked.find("record", f"{kind.word} record {payload_id} is damaged", f"{where} record {payload_id}", hint)
         _pointers(state, records, ids, good & used, where, checked, artifacts)
         yield
+
+
+def _written_ids(payloads: PayloadMap) -> Iterator[np.ndarray]:
+    for first, last in payloads.written():
+        yield from _pieces(np.arange(first, last))
+
+
+def _pieces(ids: np.ndarray) -> Iterator[np.ndarray]:
+    for start in range(0, len(ids), _RECORDS_AT_ONCE):
+        yield ids[start : start + _RECORDS_AT_ONCE]
 
 
 def _pointers(
@@ -299,52 +277,6 @@ def _artifact(state: State, artifact_id: int, checked: Checked) -> Iterator[None
         checked.find("artifact", f"{size} bytes, {artifact.bytes} were written", str(path), hint)
     elif checksum != artifact.checksum:
         checked.find("artifact", "the checksum of its bytes does not fit", str(path), hint)
-
-
-# ---- the small files, as they are on disk
-
-
-def _small_files(state: State, checked: Checked) -> Iterator[None]:
-    directory, system = state.directory, state.system
-
-    def look(path: Path, read: Callable[[], Any]) -> Any:
-        try:
-            return read()
-        except LedgerError as error:
-            checked.find(error.code, str(error), str(path), error.hint)
-            return None
-
-    def format_page() -> None:
-        decode_header(read_whole(system, directory / "format") or b"", "FMT", FORMAT_VERSION, directory / "format")
-
-    look(directory / "format", format_page)
-    calendar = look(directory / "calendar", lambda: load_calendar(directory, system))
-    if calendar is not None and calendar.fingerprint != state.calendar.fingerprint:
-        checked.find("calendar", "the calendar is another's", str(directory / "calendar"), _RESTORE)
-    symbols = look(
-        directory / "symbol-map.bin", lambda: SymbolMap.open(directory, system, year=state.year, readonly=True)
-    )
-    if symbols is not None and symbols.names() != state.symbols.names():
-        checked.find("symbol", "the symbols on disk differ from those in use", str(symbols.path), _RESTORE)
-    yield
-    stores: tuple[tuple[Path, Callable[[], Any]], ...] = (
-        (directory / "sources", lambda: SourceStore(directory, system, year=state.year, readonly=True)),
-        (directory / "regions", lambda: RegionStore(directory, system, year=state.year, readonly=True)),
-        (
-            directory / "maps" / "artifacts.map",
-            lambda: ArtifactMap(system, directory / "maps" / "artifacts.map", readonly=True),
-        ),
-    )
-    for path, opened in stores:
-        store = look(path, opened)
-        if store is not None and store.torn_bytes:
-            text = f"its last {store.torn_bytes} bytes are no record: a crash tore it, or they changed"
-            checked.find("torn", text, str(path), "open the state once; the tail is cut. Or restore it from a backup")
-        yield
-    for broken in state.audit.verify():
-        where = f"{state.audit.folder / broken.file} line {broken.line}"
-        checked.find("audit", f"the line {broken.reason}", where, "keep the log; an edit of it cannot be undone")
-    yield
 
 
 def _orphans(state: State, artifacts: set[int], checked: Checked) -> None:

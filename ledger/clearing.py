@@ -26,7 +26,7 @@ from ledger.layout import (
     seals,
 )
 from ledger.sessionfile import SessionFile
-from ledger.slots import BrokenSlot, Row, Slot, unpack_slot
+from ledger.slots import EMPTY_SLOT, BrokenSlot, Row, Slot, unpack_slot
 
 _LOW: Final = np.uint64(0xFFFFFFFF)
 _SHIFT: Final = np.uint64(32)
@@ -50,14 +50,18 @@ class ClearingRows(SessionFile):
             raise ValueError(f"{len(symbol_ids)} symbols and {len(minutes)} minutes: one each is needed")
         if not len(symbol_ids):
             return
-        lowest, highest = int(symbol_ids.min()), int(symbol_ids.max())
-        if highest >= SYMBOLS_MAX or lowest < 0:
-            wrong = highest if highest >= SYMBOLS_MAX else lowest
-            raise UnknownSymbol(f"symbol_id {wrong} is not in 0..{SYMBOLS_MAX - 1}", symbol_id=wrong)
         if int(minutes.max()) >= self.place.minutes or int(minutes.min()) < 0:
             raise MinuteOutOfSession(f"a minute is not in 0..{self.place.minutes - 1} of {self.place.date}")
         flat = symbol_ids.astype(np.int64) * MINUTES_PER_SESSION + minutes
-        if len(flat) > 1 and not (flat[1:] > flat[:-1]).all() and len(np.unique(flat)) != len(flat):
+        ascending = bool((flat[1:] > flat[:-1]).all())
+        if ascending:
+            lowest, highest = int(symbol_ids[0]), int(symbol_ids[-1])
+        else:
+            lowest, highest = int(symbol_ids.min()), int(symbol_ids.max())
+        if highest >= SYMBOLS_MAX or lowest < 0:
+            wrong = highest if highest >= SYMBOLS_MAX else lowest
+            raise UnknownSymbol(f"symbol_id {wrong} is not in 0..{SYMBOLS_MAX - 1}", symbol_id=wrong)
+        if not ascending and len(np.unique(flat)) != len(flat):
             raise ValueError("a cell is named twice in one block write")
 
     def _offset(self, symbol_id: int, minute: int) -> int:
@@ -74,7 +78,13 @@ class ClearingRows(SessionFile):
             ChecksumMismatch: the seal stays broken; the cell is never served as good.
         """
         self._check_address(symbol_id, minute)
+        if not self._there(np.array([symbol_id]))[0]:
+            return EMPTY_SLOT
         offset = self._offset(symbol_id, minute) + ROW_HEADER_BYTES + SLOT_BYTES * self._index[column]
+        return self._slot_at(offset, column, symbol_id, minute)
+
+    def _slot_at(self, offset: int, column: Column, symbol_id: int, minute: int) -> Slot:
+        """The cell whose bytes are at an offset; where its seal is broken it may be in the middle of a write."""
         for _ in range(_READ_RETRIES):
             found = unpack_slot(self._map[offset : offset + SLOT_BYTES])
             if found is not None:
@@ -88,7 +98,6 @@ class ClearingRows(SessionFile):
 
     def row(self, symbol_id: int, minute: int) -> Row:
         """One row with all its slots; raises like :meth:`slot`."""
-        self._check_address(symbol_id, minute)
         start = self.place.open_ns + minute * WINDOW_NS
         return Row(
             symbol_id,
@@ -96,8 +105,21 @@ class ClearingRows(SessionFile):
             start,
             start + WINDOW_NS,
             ROW_SCHEMA_VERSION,
-            {column: self.slot(column, symbol_id, minute) for column in self.columns},
+            dict(zip(self.columns, self.slots_of(symbol_id, minute), strict=True)),
         )
+
+    def slots_of(self, symbol_id: int, minute: int) -> list[Slot]:
+        """The slots of one row, in the order of the columns; raises like :meth:`slot`."""
+        self._check_address(symbol_id, minute)
+        at = self._offset(symbol_id, minute) + ROW_HEADER_BYTES
+        count = len(self.columns)
+        data = self._map[at : at + SLOT_BYTES * count]
+        found = []
+        for index in range(count):
+            begin = index * SLOT_BYTES
+            slot = unpack_slot(data[begin : begin + SLOT_BYTES])
+            found.append(slot or self._slot_at(at + begin, self.columns[index], symbol_id, minute))
+        return found
 
     def slots(self, column: Column, symbol_ids: np.ndarray, minutes: np.ndarray | None = None) -> np.ndarray:
         """
@@ -122,9 +144,19 @@ class ClearingRows(SessionFile):
                 return found
         raise ChecksumMismatch(f"{self.path}: a seal of {column} is broken", column=column.value)
 
+    def versions(self, column: Column, symbol_ids: np.ndarray, minutes: np.ndarray | None = None) -> np.ndarray:
+        """u32[n] or u32[n, minutes], as :meth:`slots`, for the writer: nobody else can be amid a write, so no seal is checked."""
+        across: Any = slice(0, self.place.minutes) if minutes is None else np.asarray(minutes)
+        found: np.ndarray = self._gather(self._index[column], (np.asarray(symbol_ids), across))[..., 1].astype(
+            np.uint32
+        )
+        return found
+
     def slab(self, symbol_id: int) -> bytes:
         """The session's rows of one symbol as raw bytes, in row order; for bulk reads."""
         start = self._offset(symbol_id, 0)
+        if not self._there(np.array([symbol_id]))[0]:
+            return bytes(self.place.minutes * ROW_BYTES[self.kind])
         return self._map[start : start + self.place.minutes * ROW_BYTES[self.kind]]
 
     # ---- taking away, giving back, marking
@@ -278,7 +310,16 @@ class ClearingRows(SessionFile):
 
     def _gather(self, index: int, where: tuple[Any, Any]) -> np.ndarray:
         """u64[..., 4], the words of the cells that two index arrays, or two slices, select; a copy."""
-        taken: np.ndarray = np.ascontiguousarray(self._slots[(*where, index)])
+        symbols, minutes = where
+        ids = np.arange(symbols.start, symbols.stop) if isinstance(symbols, slice) else symbols
+        there = self._there(ids)
+        if there.all():
+            taken: np.ndarray = np.ascontiguousarray(self._slots[(*where, index)])
+        else:
+            across = minutes if isinstance(minutes, slice) else minutes[there]
+            held = self._slots[ids[there], across, index]
+            taken = np.zeros((len(ids), *held.shape[1:]), dtype=held.dtype)
+            taken[there] = held
         return taken.view("<u8").reshape(*taken.shape, 4)
 
     @staticmethod
@@ -325,29 +366,31 @@ class ClearingRows(SessionFile):
     def _replane(self, index: int, where: tuple[Any, Any], status: np.ndarray | int, flags: np.ndarray | int) -> None:
         status_plane, flag_plane = self.status[index], self.flags[index]
         old_status, old_flags = status_plane[where], flag_plane[where]
-        for value in Status:
-            change = _count(status, int(value), old_status.size) - int(np.count_nonzero(old_status == value))
-            self.counts_status[index, value] += change
+        size, first = old_status.size, int(old_status.flat[0])
+        # Nearly always all cells were alike, and become alike.
+        if (old_status == first).all():
+            self.counts_status[index, first] -= size
+        else:
+            for value in range(4):
+                self.counts_status[index, value] -= np.count_nonzero(old_status == value)
+        if isinstance(status, np.ndarray):
+            for value in range(4):
+                self.counts_status[index, value] += np.count_nonzero(status == value)
+        else:
+            self.counts_status[index, status] += size
         if isinstance(flags, np.ndarray) or flags or old_flags.any():
             for bit in range(FLAG_COUNT):
                 mask = np.uint8(1 << bit)
                 if isinstance(flags, np.ndarray):
                     after = int(np.count_nonzero(flags & mask))
                 else:
-                    after = old_flags.size if flags & int(mask) else 0
+                    after = size if flags & int(mask) else 0
                 self.counts_flags[index, bit] += after - int(np.count_nonzero(old_flags & mask))
             flag_plane[where] = flags
         status_plane[where] = status
         self.changes[where[0]] += np.uint32(1)
-        self.change_count += old_status.size
+        self.change_count += size
 
     def _count_flags(self, index: int, old: int, new: int) -> None:
         for bit in range(FLAG_COUNT):
             self.counts_flags[index, bit] += (new >> bit & 1) - (old >> bit & 1)
-
-
-def _count(status: np.ndarray | int, value: int, size: int) -> int:
-    """How many of the new statuses are ``value``."""
-    if isinstance(status, np.ndarray):
-        return int(np.count_nonzero(status == value))
-    return size if status == value else 0

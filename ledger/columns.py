@@ -8,6 +8,7 @@ on disk. This module is a leaf that everybody imports, so it must never import a
 from __future__ import annotations
 
 from enum import IntEnum, IntFlag, StrEnum
+from functools import cached_property
 from typing import Final
 
 SYMBOLS_MAX: Final = 10_000
@@ -65,7 +66,7 @@ class Status(IntEnum):
     FILLED = 2
     CLEARED = 3
 
-    @property
+    @cached_property
     def word(self) -> str:
         """Lower-case wire word."""
         return self.name.lower()
@@ -79,7 +80,7 @@ class Source(IntEnum):
     REST = 2
     FLAT_FILE = 3
 
-    @property
+    @cached_property
     def word(self) -> str:
         """Lower-case wire word."""
         return self.name.lower()
@@ -95,10 +96,14 @@ class Flag(IntFlag):
     SHORT = 8
     SUSPECT = 16
 
+    @cached_property
+    def _words(self) -> tuple[str, ...]:
+        return tuple(str(flag.name).lower() for flag in _FLAG_BITS if self & flag)
+
     @property
     def words(self) -> list[str]:
         """Lower-case wire words of the bits that are set, lowest bit first."""
-        return [str(flag.name).lower() for flag in _FLAG_BITS if self & flag]
+        return list(self._words)
 
 
 class PayloadKind(IntEnum):
@@ -112,7 +117,7 @@ class PayloadKind(IntEnum):
     GREEKS = 5
     AGGREGATE = 6
 
-    @property
+    @cached_property
     def word(self) -> str:
         """Lower-case wire word, also the stem of the mapping file's name."""
         return self.name.lower()

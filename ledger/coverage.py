@@ -7,6 +7,7 @@ suspect and stale are parts of filled. Counted from planes, never from events. T
 
 from __future__ import annotations
 
+import os
 import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -69,13 +70,15 @@ def applicable(column: Column, classes: np.ndarray, has_options: np.ndarray) -> 
 
 def class_words(state: State, universe: np.ndarray) -> np.ndarray:
     """SymbolClass words [n] of symbols."""
-    return np.array([state.class_of(int(symbol_id)).value for symbol_id in universe], dtype="U8")
+    words: np.ndarray = state.symbol_facts()[0][universe]
+    return words
 
 
 def with_options(state: State, universe: np.ndarray) -> np.ndarray:
     """bool[n], True where an option of the symbol is in the universe too."""
-    underlyings = {state.underlying_id(int(one)) for one in universe if state.underlying_id(int(one)) != int(one)}
-    return np.array([int(one) in underlyings for one in universe], dtype=bool)
+    underlyings = state.symbol_facts()[1][universe]
+    found: np.ndarray = np.isin(universe, underlyings[underlyings != universe])
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +186,7 @@ def mark(ledger: Ledger, session_seq: int) -> tuple[int, ...]:
     if rows is not None:
         return (1, id(rows), rows.change_count)
     try:
-        status = ledger.path(session_seq).stat()
+        status = os.stat(ledger.file_name(session_seq))
     except FileNotFoundError:
         return (0,)
     return (2, status.st_ino, status.st_mtime_ns)

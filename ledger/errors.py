@@ -21,7 +21,8 @@ Every way the ledger fails, drawn as a tree and grouped by when it happens.
     │   ├─ UnknownSymbol
     │   ├─ MinuteOutOfSession
     │   ├─ UnknownSession
-    │   └─ UnknownPayload
+    │   ├─ UnknownPayload
+    │   └─ RowsRetired                quotes that were removed by age
     ├─ SlotError                      when writing a cell
     │   ├─ VersionConflict            compare-and-swap: expected and actual differ
     │   ├─ RankConflict               a lower source over a filled higher one
@@ -174,6 +175,13 @@ class UnknownPayload(AddressError):
 
     code = "unknown_payload"
     default_hint = "check the state with: m17ctl verify"
+
+
+class RowsRetired(AddressError):
+    """The rows were removed by age; the cells keep their checksum and counts."""
+
+    code = "rows_retired"
+    default_hint = "read them again from their source with: m17ctl refill quote_ref RANGE"
 
 
 class SlotError(LedgerError):

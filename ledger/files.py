@@ -16,7 +16,7 @@ import os
 import struct
 import time
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
@@ -56,6 +56,7 @@ _CALLS: Final[dict[str, Callable[..., Any]]] = {
     "unlink": os.unlink,
     "ftruncate": os.ftruncate,
     "fstat": os.fstat,
+    "lseek": os.lseek,
     "mkdir": os.mkdir,
     "listdir": os.listdir,
     "close": os.close,
@@ -155,6 +156,21 @@ class System:
         """Size of the open file in bytes."""
         status: os.stat_result = self._do("fstat", self.path_of(descriptor), descriptor)
         return status.st_size
+
+    def extents(self, descriptor: int, start: int, end: int) -> Iterator[tuple[int, int]]:
+        """Half-open byte ranges between ``start`` and ``end`` that may hold data, ascending; holes lie between them."""
+        path = self.path_of(descriptor)
+        while start < end:
+            try:
+                data: int = self._do("lseek", path, descriptor, start, os.SEEK_DATA)
+            except SpaceError as error:
+                if error.facts["errno"] == errno.ENXIO:
+                    return
+                raise
+            hole: int = self._do("lseek", path, descriptor, data, os.SEEK_HOLE)
+            if data < end:
+                yield data, min(hole, end)
+            start = hole
 
     def make_directory(self, path: PathLike, mode: int = 0o750) -> None:
         """Make the directory and sync its parent; one that is there already is fine."""
@@ -355,6 +371,20 @@ def read_frames(
     return payloads, offset
 
 
+def frame_at(system: System, descriptor: int, offset: int, size: int) -> tuple[bytes, int] | None:
+    """The payload of the frame at an offset of a file of ``size`` bytes, and the offset behind it; None for no good one."""
+    if offset + FRAME.size > size:
+        return None
+    length = int.from_bytes(system.pread(descriptor, 4, offset), "little")
+    end = offset + FRAME.size + length + (-length % FRAME_ALIGNMENT)
+    if end > size:
+        return None
+    data = system.pread(descriptor, end - offset, offset)
+    if _frame_end(memoryview(data), 0) is None:
+        return None
+    return data[FRAME.size : FRAME.size + length], end
+
+
 def _magic(kind: str) -> bytes:
     return b"M17" + kind.encode("ascii")[:5].ljust(5, b"\0")
 
@@ -368,5 +398,8 @@ def _frame_end(view: memoryview, offset: int) -> int | None:
     end = offset + FRAME.size + length + (-length % FRAME_ALIGNMENT)
     if end > len(view):
         return None
-    payload = view[offset + FRAME.size : offset + FRAME.size + length]
+    behind = offset + FRAME.size + length
+    payload = view[offset + FRAME.size : behind]
+    if any(view[behind:end]):
+        return None
     return end if zlib.crc32(payload, zlib.crc32(view[offset : offset + 4])) == checksum else None

@@ -1,5 +1,5 @@
 """
-The flusher: one thread that syncs, in order and in groups: artifacts.map and symbols, kind maps, then rows.
+The flusher: one thread that syncs, in order and in groups: kind maps, then rows (symbols and artifacts.map sync themselves).
 
 Whoever writes calls :meth:`Flusher.wrote` and may wait for the returned generation. After a failed sync the pages' fate
 is unknown, so the flusher stops for good and the state is read-only. This module must never write anything itself.
@@ -8,9 +8,15 @@ is unknown, so the flusher stops for good and the state is read-only. This modul
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
+from typing import Final
 
 from ledger.errors import SpaceError, StateFull
+
+GROUP_GAP_S: Final = 0.002
+"""Shortest time from the end of one group to the begin of the next."""
+_LOOK_S: Final = 0.05
 
 
 class Flusher:
@@ -34,9 +40,11 @@ class Flusher:
         self._interval_s = interval_s
         self._on_group = on_group
         self._wanted = threading.Condition()
+        self._ended = threading.Condition()
         self._written = 0
         self._maps_durable = 0
         self._durable = 0
+        self._ended_s = 0.0
         self._urgent = False
         self._stopping = False
         self.groups = 0
@@ -65,12 +73,28 @@ class Flusher:
         self._raise_failure()
         return self._durable >= generation
 
+    def wait(self, generation: int, timeout_s: float | None = None) -> None:
+        """
+        Block until everything of that generation is on disk.
+
+        Raises:
+            StateFull, TimeoutError: not in time, for want of room or of an answer.
+            SpaceError: syncing failed for good.
+        """
+        end = None if timeout_s is None else time.monotonic() + timeout_s
+        while not self.durable(generation):
+            if end is not None and time.monotonic() >= end:
+                raise self.full or TimeoutError(f"not on disk after {timeout_s} s")
+            with self._ended:
+                self._ended.wait(timeout=_LOOK_S)
+
     def _raise_failure(self) -> None:
         if self.failure is not None:
             raise self.failure
 
     def _run(self) -> None:
         while True:
+            self._rest()
             with self._wanted:
                 self._wanted.wait_for(lambda: self._urgent or self._stopping, timeout=self._interval_s)
                 generation, self._urgent = self._written, False
@@ -86,18 +110,30 @@ class Flusher:
             except StateFull as error:
                 # The pages stay dirty and the next group tries again, when there may be room.
                 self.full = error
-                self._on_group()
+                self._tell()
                 if self._stopping:
                     return
                 continue
             except SpaceError as error:
                 self.failure = error
-                self._on_group()
+                self._tell()
                 return
             self._durable = generation
+            self._ended_s = time.monotonic()
             self.full = None
             self.groups += 1
-            self._on_group()
+            self._tell()
+
+    def _tell(self) -> None:
+        """A group is over, one way or the other."""
+        with self._ended:
+            self._ended.notify_all()
+        self._on_group()
+
+    def _rest(self) -> None:
+        """Let a moment pass between groups, so that what is written back to back shares one sync, and its cost."""
+        if not self._stopping:
+            time.sleep(max(0.0, self._ended_s + GROUP_GAP_S - time.monotonic()))
 
     def stop(self) -> None:
         """Sync what is left and end the thread; raises nothing, the failure stays readable."""

@@ -8,11 +8,12 @@ has said is written: a failed append is cut off again, a failed rewrite keeps th
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from ledger.closing import check_end
 from ledger.errors import DamagedFile, SpaceError, StateReadOnly
 from ledger.files import (
     HEADER_BYTES,
@@ -58,6 +59,8 @@ class FramedFile:
         facts: Mapping[str, Any],
         *,
         readonly: bool = False,
+        closed: int | None = None,
+        instead: Callable[[int], BytesLike] | None = None,
     ) -> tuple[FramedFile, list[bytes]]:
         """
         Open the file, or make it when it is missing, and return it with its payloads in order; cuts a torn tail.
@@ -69,10 +72,14 @@ class FramedFile:
             version: version of the file's format.
             facts: what identifies the file; they must be on disk as well. JSON values only.
             readonly: write nothing: a missing file has no records, a torn tail stays.
+            closed: where the file ended when it was closed in order, see :mod:`ledger.closing`.
+            instead: given how many good records there are, the record to put in the place of a torn one; for files
+                whose records are numbered and must not be numbered twice.
 
         Raises:
             NotALedgerFile, FileVersionMismatch, ChecksumMismatch, DamagedFile: see :func:`decode_header`; DamagedFile
-                also when the facts on disk are not ``facts`` or a record in the middle is damaged.
+                also when the facts on disk are not ``facts``, a record in the middle is damaged, or the file does not
+                end where it was closed.
             SpaceError: the file system refused.
         """
         target = Path(path)
@@ -88,11 +95,15 @@ class FramedFile:
             raise DamagedFile(text, path=str(target))
         payloads, length = read_frames(data, target, start=HEADER_BYTES)
         torn_bytes = len(data) - length
+        check_end(target, size=len(data), good=length, closed=closed)
         if readonly:
             return cls(system, target, header, length, -1, torn_bytes), payloads
         descriptor = system.open(target, os.O_RDWR)
         try:
             if torn_bytes:
+                if instead is not None:
+                    payloads.append(bytes(instead(len(payloads))))
+                    length += system.pwrite(descriptor, encode_frame(payloads[-1]), length)
                 system.ftruncate(descriptor, length)
                 system.fdatasync(descriptor)
         except SpaceError:

@@ -7,6 +7,7 @@ rows that cells name, once; nobody globs the artifacts folder. This module must 
 
 from __future__ import annotations
 
+import base64
 import os
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,20 +19,22 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from ledger.columns import Column, Flag, Source, Status
-from ledger.errors import ChecksumMismatch, UnknownPayload, from_os_error
+from ledger.errors import ChecksumMismatch, RowsRetired, UnknownPayload, from_os_error
 from ledger.maps import Artifact
+from ledger.records import RECORD_RETIRED
 from ledger.rows import SessionRows
 
 if TYPE_CHECKING:
     import polars
     import pyarrow
+    import pyarrow.parquet
 
     from ledger.state import State
 
 ROW_GROUP_ROWS: Final = 65_536
 COMPRESSION_LEVEL: Final = 1
-_UNIQUE_TEXTS: Final = frozenset({"id"})
-"""Text columns whose values hardly ever repeat."""
+_UNIQUE: Final = frozenset({"id", "price", "previous_price", "bid_price", "ask_price"})
+"""Columns other than times and counters whose values repeat too rarely for a dictionary."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,36 +105,43 @@ class ArtifactWriter:
 
     def write(self, frame: polars.DataFrame) -> None:
         """Append rows; every frame must have the same columns. Raises SpaceError."""
-        import pyarrow.parquet
-
         table = frame.to_arrow()
         try:
             if self._writer is None:
-                schema = self._schema(table.schema)
-                self._writer = pyarrow.parquet.ParquetWriter(
-                    self._file,
-                    schema,
-                    compression="zstd",
-                    compression_level=COMPRESSION_LEVEL,
-                    use_dictionary=[name for name in schema.names if not _is_long(schema, name)],
-                    column_encoding=_encodings(schema),
-                )
-            self._writer.write_table(table.cast(self._writer.schema), row_group_size=ROW_GROUP_ROWS)
+                self._writer = self._open(table.schema)
+            self._writer.write_table(table.replace_schema_metadata(None), row_group_size=ROW_GROUP_ROWS)
         except OSError as error:
             self.abort()
             raise from_os_error(error, "write", self._temporary) from error
         self.rows += table.num_rows
 
-    def _schema(self, schema: pyarrow.Schema) -> pyarrow.Schema:
+    def _open(self, schema: pyarrow.Schema) -> pyarrow.parquet.ParquetWriter:
+        """
+        The writer of frames of this schema.
+
+        Numbered texts are written as they are numbered, which costs a third, but they are plain texts to every reader:
+        the schema that says so is stored by hand.
+        """
         import pyarrow
+        import pyarrow.parquet
 
         fields = []
-        for name in schema.names:
-            field = schema.field(name)
-            if pyarrow.types.is_dictionary(field.type):
-                field = pyarrow.field(name, pyarrow.large_string())
-            fields.append(field.with_metadata(dict(self._field_metadata.get(name, {}))))
-        return pyarrow.schema(fields, metadata=self._metadata)
+        for field in schema:
+            dtype = pyarrow.large_string() if pyarrow.types.is_dictionary(field.type) else field.type
+            fields.append(pyarrow.field(field.name, dtype, metadata=dict(self._field_metadata.get(field.name, {}))))
+        stored = pyarrow.schema(fields, metadata=self._metadata)
+        writer = pyarrow.parquet.ParquetWriter(
+            self._file,
+            pyarrow.schema([field.with_metadata(None) for field in schema]),
+            compression="zstd",
+            compression_level=COMPRESSION_LEVEL,
+            use_dictionary=[field.name for field in stored if not _is_long(field)],
+            column_encoding={field.name: "DELTA_BINARY_PACKED" for field in stored if _is_counter(field)},
+            store_schema=False,
+        )
+        schema_text = base64.b64encode(stored.serialize().to_pybytes()).decode()
+        writer.add_key_value_metadata({"ARROW:schema": schema_text, **self._metadata})
+        return writer
 
     def finish(self, **footer: str) -> WrittenArtifact | None:
         """
@@ -169,14 +179,14 @@ class ArtifactWriter:
         self._temporary.unlink(missing_ok=True)
 
 
-def _is_long(schema: pyarrow.Schema, name: str) -> bool:
+def _is_long(field: pyarrow.Field) -> bool:
     """True for columns of mostly different values, which a dictionary would only make slower and larger."""
-    return str(schema.field(name).type) in ("int64", "uint64") or name in _UNIQUE_TEXTS
+    return _is_counter(field) or field.name in _UNIQUE
 
 
-def _encodings(schema: pyarrow.Schema) -> dict[str, str]:
-    """Times and counters as differences: half the bytes, and written twice as fast as through a dictionary."""
-    return {name: "DELTA_BINARY_PACKED" for name in schema.names if str(schema.field(name).type) in ("int64", "uint64")}
+def _is_counter(field: pyarrow.Field) -> bool:
+    """True for times and counters, written as differences: half the bytes, twice as fast as through a dictionary."""
+    return str(field.type) in ("int64", "uint64") or field.name == "minute"
 
 
 def file_checksum(path: Path) -> int:
@@ -289,6 +299,9 @@ def named_rows(state: State, rows: SessionRows, column: Column, symbol_ids: np.n
         symbols = symbol_ids[at]
         chosen = rows.slots(column, symbols, minutes)
     records = state.maps[column.payload_kind].get_many(chosen["payload_id"])
+    if retired := int(np.count_nonzero(records["record_flags"] & RECORD_RETIRED)):
+        text = f"the rows of {retired} cells of {column} in {rows.place.date} were removed by age"
+        raise RowsRetired(text, column=column.value, session=rows.place.date, cells=retired)
     wrong = (records["content_hash"] >> np.uint64(32)).astype(np.uint32) != chosen["checksum"]
     wrong |= records["schema_version"] == 0
     if wrong.any():
@@ -332,21 +345,36 @@ def scan(state: State, column: Column, *, symbols: Any = None, sessions: Any = N
 
     Returns:
         a lazy frame: the artifact's columns, then ``session``, ``minute_idx``, ``payload_id``, ``version``, ``source``
-        (word) and ``cell_flags`` (integer); ordered by session, artifact and row. Empty without columns where no cell
-        has rows.
+        (word) and ``cell_flags`` (integer); ordered by session, artifact and row. Where no cell has rows it is empty with
+        the same columns; those of the artifacts only if the state holds one of this column that can be read.
 
     Raises:
+        RowsRetired: a session's quotes were removed by age; name the other sessions.
         UnknownSession, UnknownSymbol, StateError.
     """
     import polars as pl
 
+    state.refresh()
     ledger, frames = state.ledger_of(column), []
     wanted = _symbol_ids(state, symbols)
     for seq in _session_seqs(state, column, sessions):
         rows = ledger.session(seq)
         for named in named_rows(state, rows, column, wanted):
             frames.append(_lazy(state, rows, named))
-    return pl.concat(frames, how="diagonal_relaxed") if frames else pl.LazyFrame()
+    return pl.concat(frames, how="diagonal_relaxed") if frames else _without_rows(state, column)
+
+
+def _without_rows(state: State, column: Column) -> polars.LazyFrame:
+    """The columns that rows of a column have, so that who selects or joins them need not ask whether there are any."""
+    import polars as pl
+
+    words = {"session": pl.String, "minute_idx": pl.UInt32, "payload_id": pl.UInt32, "version": pl.UInt32}
+    cells = pl.LazyFrame(schema={**words, "source": pl.String, "cell_flags": pl.UInt8})
+    for artifact in reversed(state.artifacts.all()):
+        path = state.artifact_root / artifact.uri
+        if artifact.column == column.value and path.exists():
+            return pl.concat([pl.scan_parquet(path).clear(), cells], how="horizontal")
+    return cells
 
 
 def _lazy(state: State, rows: SessionRows, named: NamedRows) -> polars.LazyFrame:

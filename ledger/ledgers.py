@@ -8,31 +8,42 @@ idle. This module must never know what a payload says.
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+import os
+import sys
+from collections.abc import Callable, Iterator, Sized
+from contextlib import ExitStack, closing, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
 from ledger.calendar import Calendar
-from ledger.columns import MINUTES_PER_SESSION, Column, Flag, LedgerKind, PayloadKind, Source
-from ledger.errors import AddressError, MinuteOutOfSession, PayloadKindNotAllowed
+from ledger.columns import MINUTES_PER_SESSION, SYMBOLS_MAX, Column, Flag, LedgerKind, PayloadKind, Source
+from ledger.errors import AddressError, MinuteOutOfSession, PayloadKindNotAllowed, SpaceError, StateError, from_os_error
 from ledger.files import System
-from ledger.layout import COLUMNS_OF, COUNTS_OFFSET, ROWS_COUNTS
+from ledger.gate import gated
+from ledger.headerpage import check_page, counts_in
+from ledger.layout import COLUMNS_OF, FILE_BYTES, PAGE
 from ledger.maps import PayloadMap
 from ledger.recovery import Repaired, recover
 from ledger.rows import Row, SessionPlace, SessionRows, Slot
 
 _NS_IDLE: Final = 15 * 60 * 10**9
+PLANE_BYTES_MAX: Final = 128 << 20
+"""Planes that a ledger holds; when another session is mapped, those unused for longest are closed."""
+_SESSIONS_RESIDENT: Final = 4
+"""So many sessions, those used last, keep the pages of their rows in memory."""
+_REFERENCES_OF_OURS: Final = 3
+"""Of the dictionary, of the loop, and of the question."""
 
 
 class Ledger:
     """
     One ledger over all sessions of the year; :class:`TradeLedger` and :class:`EnrichmentLedger` name its setters.
 
-    ``on_repair`` is called with what :class:`Repaired` says when mapping a session found damage.
+    ``symbols`` are those that have ids. ``on_repair`` is called with what :class:`Repaired` says when mapping a session
+    found damage.
     """
 
     kind: LedgerKind
@@ -45,18 +56,23 @@ class Ledger:
         maps: dict[PayloadKind, PayloadMap],
         *,
         readonly: bool,
+        symbols: Sized = range(SYMBOLS_MAX),
         on_repair: Callable[[Repaired], None] | None = None,
     ) -> None:
         self.calendar = calendar
         self.readonly = readonly
-        self._system = system
+        self._system = gated(system)
         self._directory = directory
         self._maps = maps
+        self._folder = os.fspath(directory)
         self._sessions: dict[int, SessionRows] = {}
         self._used_ns: dict[int, int] = {}
+        self._resident = [-1] * _SESSIONS_RESIDENT
+        """Sessions used last, the newest last; -1 is none."""
+        self._symbols = symbols
         self._on_repair = on_repair
         self._columns = frozenset(COLUMNS_OF[self.kind])
-        self._clock = system.now_ns
+        self._clock = self._system.clock
 
     # ---- sessions
 
@@ -64,14 +80,18 @@ class Ledger:
         """The session's file."""
         return self._directory / f"{self.calendar.date(session_seq)}.rows"
 
+    def file_name(self, session_seq: int) -> str:
+        """The same as text, for whoever asks for a year of them."""
+        return f"{self._folder}/{self.calendar.date(session_seq)}.rows"
+
     def exists(self, session_seq: int) -> bool:
         """True where the session has a file, mapped or not."""
-        return session_seq in self._sessions or self.path(session_seq).exists()
+        return session_seq in self._sessions or os.path.exists(self.file_name(session_seq))
 
     def existing(self) -> list[int]:
         """Sequence numbers of the sessions that have a file, ascending."""
         names = set(self._system.list_directory(self._directory))
-        return [seq for seq in range(self.calendar.session_count) if f"{self.calendar.date(seq)}.rows" in names]
+        return [seq for seq, date in enumerate(self.calendar.dates) if f"{date}.rows" in names]
 
     def mapped(self) -> dict[int, SessionRows]:
         """The sessions mapped now, by sequence number; read only."""
@@ -79,7 +99,7 @@ class Ledger:
 
     def session(self, session_seq: int) -> SessionRows:
         """
-        The rows of a session, mapped and recovered on first use.
+        The rows of a session, mapped and recovered on first use; after a failed sync mapped for reading only.
 
         Raises:
             UnknownSession: no such session.
@@ -89,17 +109,45 @@ class Ledger:
         rows = self._sessions.get(session_seq)
         now_ns = self._system.now_ns()
         if rows is None:
-            place = self._session_place(session_seq)
-            rows = SessionRows(self._system, self.path(session_seq), self.kind, place, readonly=self.readonly)
+            place, readonly = self._session_place(session_seq), self.readonly or self._system.failure is not None
+            rows = SessionRows(self._system, self.path(session_seq), self.kind, place, readonly=readonly)
             try:
-                if not self.readonly:
-                    recover(rows, self._maps, now_ns, self._on_repair)
+                if not readonly:
+                    recover(rows, self._maps, len(self._symbols), now_ns, self._on_repair)
             except BaseException:
-                rows.close()
+                # Not called clean: what is wrong in it must be found again.
+                rows.close(clean=False)
                 raise
             self._sessions[session_seq] = rows
+            self._make_room(session_seq)
         self._used_ns[session_seq] = now_ns
+        if session_seq != self._resident[-1]:
+            self._note_resident(session_seq)
         return rows
+
+    def _note_resident(self, session_seq: int) -> None:
+        """Keep pages of the rows of the sessions used last, and let those of others go."""
+        if session_seq in self._resident:
+            self._resident.remove(session_seq)
+        self._resident.append(session_seq)
+        rows = self._sessions.get(self._resident.pop(0))
+        if rows is not None:
+            rows.let_pages_go()
+
+    def _make_room(self, newest: int) -> None:
+        """Keep planes within their bound: close the sessions unused for longest."""
+        order = [seq for _, seq in sorted((used, seq) for seq, used in self._used_ns.items() if seq != newest)]
+        held = sum(rows.plane_bytes for rows in self._sessions.values())
+        for seq in order:
+            if held <= PLANE_BYTES_MAX:
+                return
+            rows = self._sessions[seq]
+            # Somebody who holds it is in the middle of something.
+            if not rows.unsynced and sys.getrefcount(rows) <= _REFERENCES_OF_OURS:
+                held -= rows.plane_bytes
+                del rows
+                with suppress(SpaceError):
+                    self._close([seq])
 
     def _session_place(self, session_seq: int) -> SessionPlace:
         return SessionPlace(
@@ -120,45 +168,69 @@ class Ledger:
         place = self._session_place(session_seq)
         return SessionRows(self._system, self.path(session_seq), self.kind, place, readonly=True, load=False)
 
+    @contextmanager
+    def look(self, session_seq: int) -> Iterator[SessionRows | None]:
+        """
+        The rows of a session, to read a few symbols of: the mapped ones, or its file opened for this and closed again.
+
+        None where it has no file. Rows that are not mapped (``readonly``) have no planes; read their slots.
+        """
+        mapped = self._sessions.get(session_seq)
+        if mapped is not None or not self.exists(session_seq):
+            yield mapped
+            return
+        with closing(self.inspect(session_seq)) as rows:
+            yield rows
+
     def counts(self, session_seq: int) -> np.ndarray | None:
         """
         Counts of statuses per column from the header page, without mapping the session.
 
         Returns:
-            i64[columns, 4], or None where the session has no file or its counts are not clean.
+            i64[columns, 4], or None where the session has no file, or one whose counts cannot be trusted.
         """
         rows = self._sessions.get(session_seq)
         if rows is not None:
             return rows.counts_status
+        path = self.path(session_seq)
         try:
-            with self.path(session_seq).open("rb") as file:
-                file.seek(COUNTS_OFFSET)
-                data = file.read(ROWS_COUNTS.itemsize)
-        except FileNotFoundError:
+            with path.open("rb") as file:
+                page, size = file.read(PAGE), os.fstat(file.fileno()).st_size
+            check_page(page, path, self.kind, self._session_place(session_seq))
+        except (FileNotFoundError, StateError):
             return None
-
-        stored = np.frombuffer(data, dtype=ROWS_COUNTS)[0]
-        if not stored["clean"] or stored["crc"] != zlib.crc32(data[4:]):
+        except OSError as error:
+            raise from_os_error(error, "read", path) from error
+        stored = counts_in(page)
+        if stored is None or not stored["clean"] or size != FILE_BYTES[self.kind]:
             return None
-        columns = len(COLUMNS_OF[self.kind])
-        return stored["status"][:columns].astype(np.int64)
+        return stored["status"][: len(COLUMNS_OF[self.kind])].astype(np.int64)
 
     def drop_idle(self, *, keep: frozenset[int] = frozenset(), idle_ns: int = _NS_IDLE) -> list[int]:
         """Close sessions unused for ``idle_ns`` (those in ``keep`` stay); returns what was closed."""
         now_ns = self._system.now_ns()
         idle = [seq for seq, used in self._used_ns.items() if seq not in keep and now_ns - used >= idle_ns]
-        for seq in idle:
-            self._sessions.pop(seq).close()
-            del self._used_ns[seq]
+        self._close(idle)
         return idle
 
     def close(self) -> None:
-        """Flush and close every session."""
-        with ExitStack() as closing:
-            for seq in sorted(self._sessions, reverse=True):
-                closing.callback(self._sessions[seq].close)
-            self._sessions.clear()
-            self._used_ns.clear()
+        """
+        Flush and close every session, whatever fails.
+
+        Raises:
+            SpaceError: the first failure; what could not be flushed is looked through when it is opened again.
+        """
+        self._close(sorted(self._sessions, reverse=True))
+
+    def _close(self, seqs: list[int]) -> None:
+        with ExitStack() as stack:
+            for seq in reversed(seqs):
+                self._used_ns.pop(seq, None)
+                stack.push(partial(_close_session, self._sessions.pop(seq)))
+            # A clean session is not looked through when it is opened: what its cells name must be on disk before.
+            if seqs and not self.readonly and self._system.failure is None:
+                for payloads in self._maps.values():
+                    payloads.sync()
 
     # ---- addresses
 
@@ -361,34 +433,70 @@ class Ledger:
         return marked
 
 
+def _close_session(rows: SessionRows, error_type: type[BaseException] | None, *_unused: object) -> None:
+    rows.close(clean=error_type is None)
+
+
+def _setter(column: Column) -> Callable[..., Any]:
+    """The named setter of a column: :meth:`Ledger.set` without the column, and without its detours for one cell."""
+
+    def set_column(
+        self: Ledger,
+        symbol_id: Any,
+        minute_idx: Any,
+        payload_type: PayloadKind,
+        payload_id: Any,
+        checksum: Any,
+        *,
+        inputs: Any = 0,
+        source: Source = Source.NONE,
+        flags: Any = Flag.NONE,
+        expected_version: Any = None,
+    ) -> Any:
+        if type(symbol_id) is int and type(minute_idx) is int:
+            seq = minute_idx // MINUTES_PER_SESSION
+            rows = self._sessions.get(seq)
+            if rows is not None:
+                now_ns = self._used_ns[seq] = self._clock()
+                return rows.set_one(
+                    column,
+                    symbol_id,
+                    minute_idx - seq * MINUTES_PER_SESSION,
+                    payload_type,
+                    payload_id,
+                    checksum,
+                    inputs=inputs,
+                    source=source,
+                    flags=flags,
+                    expected_version=expected_version,
+                    now_ns=now_ns,
+                )
+        return self.set(
+            column,
+            symbol_id,
+            minute_idx,
+            payload_type,
+            payload_id,
+            checksum,
+            inputs=inputs,
+            source=source,
+            flags=flags,
+            expected_version=expected_version,
+        )
+
+    set_column.__doc__ = f"Fill ``{column.value}``; see :meth:`Ledger.set`."
+    return set_column
+
+
 class TradeLedger(Ledger):
     """Sourced data and the aggressor: ``rf_rate_ref trade_ref quote_ref aggressor_ref``. Setters are :meth:`set`'s."""
 
     kind = LedgerKind.TRADE
 
-    def set_rf_rate_ref(
-        self, symbol_id: Any, minute_idx: Any, payload_type: PayloadKind, *rest: Any, **named: Any
-    ) -> Any:
-        """Fill ``rf_rate_ref``; see :meth:`Ledger.set`."""
-        return self.set(Column.RF_RATE_REF, symbol_id, minute_idx, payload_type, *rest, **named)
-
-    def set_trade_ref(
-        self, symbol_id: Any, minute_idx: Any, payload_type: PayloadKind, *rest: Any, **named: Any
-    ) -> Any:
-        """Fill ``trade_ref``; see :meth:`Ledger.set`."""
-        return self.set(Column.TRADE_REF, symbol_id, minute_idx, payload_type, *rest, **named)
-
-    def set_quote_ref(
-        self, symbol_id: Any, minute_idx: Any, payload_type: PayloadKind, *rest: Any, **named: Any
-    ) -> Any:
-        """Fill ``quote_ref``; see :meth:`Ledger.set`."""
-        return self.set(Column.QUOTE_REF, symbol_id, minute_idx, payload_type, *rest, **named)
-
-    def set_aggressor_ref(
-        self, symbol_id: Any, minute_idx: Any, payload_type: PayloadKind, *rest: Any, **named: Any
-    ) -> Any:
-        """Fill ``aggressor_ref``; see :meth:`Ledger.set`."""
-        return self.set(Column.AGGRESSOR_REF, symbol_id, minute_idx, payload_type, *rest, **named)
+    set_rf_rate_ref = _setter(Column.RF_RATE_REF)
+    set_trade_ref = _setter(Column.TRADE_REF)
+    set_quote_ref = _setter(Column.QUOTE_REF)
+    set_aggressor_ref = _setter(Column.AGGRESSOR_REF)
 
     def get_trade_row(self, symbol_id: int, minute_idx: int) -> Row:
         """One trade row; raises AddressError, ChecksumMismatch."""
@@ -400,47 +508,13 @@ class EnrichmentLedger(Ledger):
 
     kind = LedgerKind.ENRICHMENT
 
-    def set_greeks_ref(
-        self, symbol_id: Any, minute_idx: Any, payload_type: PayloadKind, *rest: Any, **named: Any
-    ) -> Any:
-        """Fill ``greeks_ref``; see :meth:`Ledger.set`."""
-        return self.set(Column.GREEKS_REF, symbol_id, minute_idx, payload_type, *rest, **named)
-
-    def set_aggs_ref_1m(
-        self, symbol_id: Any, minute_idx: Any, payload_type: PayloadKind, *rest: Any, **named: Any
-    ) -> Any:
-        """Fill ``aggs_1m``; see :meth:`Ledger.set`."""
-        return self.set(Column.AGGS_1M, symbol_id, minute_idx, payload_type, *rest, **named)
-
-    def set_aggs_ref_5m(
-        self, symbol_id: Any, minute_idx: Any, payload_type: PayloadKind, *rest: Any, **named: Any
-    ) -> Any:
-        """Fill ``aggs_5m``; see :meth:`Ledger.set`."""
-        return self.set(Column.AGGS_5M, symbol_id, minute_idx, payload_type, *rest, **named)
-
-    def set_aggs_ref_10m(
-        self, symbol_id: Any, minute_idx: Any, payload_type: PayloadKind, *rest: Any, **named: Any
-    ) -> Any:
-        """Fill ``aggs_10m``; see :meth:`Ledger.set`."""
-        return self.set(Column.AGGS_10M, symbol_id, minute_idx, payload_type, *rest, **named)
-
-    def set_aggs_ref_30m(
-        self, symbol_id: Any, minute_idx: Any, payload_type: PayloadKind, *rest: Any, **named: Any
-    ) -> Any:
-        """Fill ``aggs_30m``; see :meth:`Ledger.set`."""
-        return self.set(Column.AGGS_30M, symbol_id, minute_idx, payload_type, *rest, **named)
-
-    def set_aggs_ref_1h(
-        self, symbol_id: Any, minute_idx: Any, payload_type: PayloadKind, *rest: Any, **named: Any
-    ) -> Any:
-        """Fill ``aggs_1h``; see :meth:`Ledger.set`."""
-        return self.set(Column.AGGS_1H, symbol_id, minute_idx, payload_type, *rest, **named)
-
-    def set_aggs_ref_4h(
-        self, symbol_id: Any, minute_idx: Any, payload_type: PayloadKind, *rest: Any, **named: Any
-    ) -> Any:
-        """Fill ``aggs_4h``; see :meth:`Ledger.set`."""
-        return self.set(Column.AGGS_4H, symbol_id, minute_idx, payload_type, *rest, **named)
+    set_greeks_ref = _setter(Column.GREEKS_REF)
+    set_aggs_ref_1m = _setter(Column.AGGS_1M)
+    set_aggs_ref_5m = _setter(Column.AGGS_5M)
+    set_aggs_ref_10m = _setter(Column.AGGS_10M)
+    set_aggs_ref_30m = _setter(Column.AGGS_30M)
+    set_aggs_ref_1h = _setter(Column.AGGS_1H)
+    set_aggs_ref_4h = _setter(Column.AGGS_4H)
 
     def get_enrichment_row(self, symbol_id: int, minute_idx: int) -> Row:
         """One enrichment row; raises AddressError, ChecksumMismatch."""

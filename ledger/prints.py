@@ -92,13 +92,17 @@ def cell_prints(recipes: np.ndarray, terms: Sequence[Term], with_trades: np.ndar
     Returns:
         u32[n, minutes], never 0.
     """
-    sums = np.zeros(with_trades.shape, dtype=np.uint64)
+    # Cells without trades, which are nearly all of a chain's, have the print of their recipe: it is the same sum of nothing.
+    prints = np.empty(with_trades.shape, dtype=np.uint32)
+    prints[...] = _finish(np.zeros(np.shape(recipes), dtype=np.uint64), recipes)
+    traded = np.nonzero(with_trades)
+    sums = np.zeros(len(traded[0]), dtype=np.uint64)
     for term in terms:
         salt = np.uint64(text_hash(f"{term.role}{term.minute_offset:+d}"))
-        values = mix(term.checksum.astype(np.uint64) + salt)
-        sums += np.where(term.counts, values, np.uint64(0))
-    sums[~with_trades] = 0
-    return _finish(sums, np.broadcast_to(recipes, sums.shape))
+        values = mix(term.checksum[traded].astype(np.uint64) + salt)
+        sums += np.where(term.counts[traded], values, np.uint64(0))
+    prints[traded] = _finish(sums, np.broadcast_to(recipes, with_trades.shape)[traded])
+    return prints
 
 
 def set_values(role: str, symbol_hashes: np.ndarray, checksum: np.ndarray, counts: np.ndarray) -> np.ndarray:

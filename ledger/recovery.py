@@ -14,6 +14,7 @@ from typing import Final
 import numpy as np
 
 from ledger.columns import Column, LedgerKind, PayloadKind, Status
+from ledger.errors import DamagedFile
 from ledger.maps import PayloadMap
 from ledger.rows import BrokenSlot, SessionRows
 
@@ -31,11 +32,17 @@ class Repaired:
     pending: int
     cells: list[BrokenSlot]
     headers: int = 0
-    """Blocks whose row headers were written again."""
+    """Blocks, and the header page, whose fixed bytes were written again."""
+    foreign: int = 0
+    """Blocks of symbols that do not exist, without a filled cell, that were emptied."""
 
 
 def recover(
-    rows: SessionRows, maps: dict[PayloadKind, PayloadMap], now_ns: int, report: Callable[[Repaired], None] | None
+    rows: SessionRows,
+    maps: dict[PayloadKind, PayloadMap],
+    symbols: int,
+    now_ns: int,
+    report: Callable[[Repaired], None] | None,
 ) -> None:
     """
     Set right what is wrong in a session that was just opened for writing.
@@ -43,26 +50,40 @@ def recover(
     Args:
         rows: the session.
         maps: the payload maps its cells point into.
+        symbols: how many symbols have ids.
         now_ns: the clock, ns UTC.
         report: told, before anything is repaired, when there is something to repair.
 
     Raises:
+        DamagedFile: cells of symbols that do not exist are filled; the next symbols would inherit them.
         SpaceError: the file system refused.
     """
-    broken = list(rows.broken)
+    foreign = np.flatnonzero(rows.reserved[symbols:]) + symbols
+    if (rows.status[:, foreign] == Status.FILLED).any():
+        text = f"{rows.path}: it has filled cells of symbol_id {foreign[0]}, and only {symbols} symbols have ids"
+        hint = "restore symbol-map.bin from a backup; or this file, from before those symbols"
+        raise DamagedFile(text, hint=hint, path=str(rows.path))
+    broken = [cell for cell in rows.broken if cell.symbol_id < symbols]
     dangling = [] if rows.clean else dangling_cells(rows, maps)
     pending: list[tuple[Column, np.ndarray, np.ndarray]] = []
     for column in rows.columns:
-        symbols, minutes = np.nonzero(rows.status[rows.column_index(column)] == Status.PENDING)
-        if len(symbols):
-            pending.append((column, symbols, minutes))
-    cells, claimed = broken + dangling, sum(len(symbols) for _, symbols, _ in pending)
-    if report is not None and (cells or claimed or rows.restamped):
-        report(Repaired(rows.kind, rows.place.date, len(broken), len(dangling), claimed, cells, rows.restamped))
+        end = min(rows.symbols_end, symbols)
+        at, minutes = np.nonzero(rows.status[rows.column_index(column), :end] == Status.PENDING)
+        if len(at):
+            pending.append((column, at, minutes))
+    cells, claimed = broken + dangling, sum(len(minutes) for _, _, minutes in pending)
+    headers = len(rows.stained) + rows.stained_page
+    if report is not None and (cells or claimed or headers or len(foreign)):
+        found = Repaired(rows.kind, rows.place.date, len(broken), len(dangling), claimed, cells, headers, len(foreign))
+        report(found)
+    if headers:
+        rows.wash()
+    if len(foreign):
+        rows.empty(foreign)
     for cell in cells:
         rows.repair(cell, now_ns=now_ns)
-    for column, symbols, minutes in pending:
-        rows.release_pending(column, symbols, minutes, now_ns=now_ns)
+    for column, symbol_ids, minutes in pending:
+        rows.release_pending(column, symbol_ids, minutes, now_ns=now_ns)
 
 
 def dangling_cells(rows: SessionRows, maps: dict[PayloadKind, PayloadMap]) -> list[BrokenSlot]:
@@ -70,7 +91,7 @@ def dangling_cells(rows: SessionRows, maps: dict[PayloadKind, PayloadMap]) -> li
     found: list[BrokenSlot] = []
     for column in rows.columns:
         payloads = maps[column.payload_kind]
-        symbols, minutes = np.nonzero(rows.status[rows.column_index(column)] == Status.FILLED)
+        symbols, minutes = np.nonzero(rows.status[rows.column_index(column), : rows.symbols_end] == Status.FILLED)
         for start in range(0, len(symbols), _CELLS_AT_ONCE):
             some, when = symbols[start : start + _CELLS_AT_ONCE], minutes[start : start + _CELLS_AT_ONCE]
             slots = rows.slots(column, some, when)

@@ -60,6 +60,8 @@ class PriorityRegion(msgspec.Struct, frozen=True, kw_only=True, tag="region"):
     state: RegionState = RegionState.ACTIVE
     activation: bool = False
     """True where it also activates its cells for good."""
+    key: str = ""
+    """The idempotency key of the request that raised it."""
 
 
 class Activation(msgspec.Struct, frozen=True, kw_only=True, tag="activation"):
@@ -92,17 +94,20 @@ _DECODER: Final = msgspec.msgpack.Decoder(PriorityRegion | Activation)
 class RegionStore:
     """Regions and activations of a state directory; regions may overlap."""
 
-    def __init__(self, directory: PathLike, system: System, *, year: int = 0, readonly: bool = False) -> None:
+    def __init__(
+        self, directory: PathLike, system: System, *, year: int = 0, readonly: bool = False, closed: int | None = None
+    ) -> None:
         """
         Open the file ``regions`` in ``directory``, or make it; a torn tail is cut (``torn_bytes`` says how much).
 
-        The file is rewritten when more than half of it is superseded. Removed regions stay, so that no id comes twice.
+        Removed regions stay, so that no id comes twice.
 
         Args:
             directory: the state directory.
             system: makes the system calls, and tells the time.
             year: the state's year; a file of another year is refused.
             readonly: write nothing.
+            closed: where the file ended when it was closed in order.
 
         Raises:
             NotALedgerFile, FileVersionMismatch, ChecksumMismatch, DamagedFile: the file cannot be trusted.
@@ -110,19 +115,33 @@ class RegionStore:
         """
         path = Path(directory) / FILE_NAME
         self._system = system
-        self._file, payloads = FramedFile.open(system, path, FILE_NAME, FILE_VERSION, {"year": year}, readonly=readonly)
+        self._file, payloads = FramedFile.open(
+            system, path, FILE_NAME, FILE_VERSION, {"year": year}, readonly=readonly, closed=closed
+        )
         self.torn_bytes = self._file.torn_bytes
         self._regions: dict[int, PriorityRegion] = {}
         self._activations: list[Activation] = []
+        self.changes = 0
+        """Counted up by every record."""
         try:
             for payload in payloads:
                 self._take(_DECODER.decode(payload))
         except msgspec.DecodeError as error:
             self._file.close()
             raise DamagedFile(f"{path}: a record cannot be read: {error}", path=str(path)) from error
+        self._read = len(payloads)
+
+    def compact(self) -> None:
+        """
+        Rewrite the file, atomically, when more than half of the records read at open are superseded.
+
+        Raises:
+            SpaceError: the file system refused; the file is the old one or the new one.
+        """
         records = [*self._regions.values(), *self._activations]
-        if not readonly and 2 * len(records) < len(payloads):
+        if 2 * len(records) < self._read:
             self._file.rewrite([_ENCODER.encode(record) for record in records])
+            self._read = len(records)
 
     def add(
         self,
@@ -136,6 +155,7 @@ class RegionStore:
         operator: str = "",
         cause: str = "",
         activation: bool = False,
+        key: str = "",
     ) -> PriorityRegion:
         """
         Add a region, durably, and return it with its id.
@@ -162,6 +182,7 @@ class RegionStore:
             operator=operator,
             cause=cause,
             activation=activation,
+            key=key,
         )
         self._write(region)
         return region
@@ -225,6 +246,11 @@ class RegionStore:
         """True where an activation covers the cells of the column, symbol and session."""
         return any(activation.covers(symbol_id, session, column) for activation in self._activations)
 
+    @property
+    def length(self) -> int:
+        """Bytes of the file up to the end of its last good record."""
+        return self._file.length
+
     def close(self) -> None:
         """Close the file; closing twice is fine."""
         self._file.close()
@@ -242,6 +268,7 @@ class RegionStore:
         self._take(record)
 
     def _take(self, record: PriorityRegion | Activation) -> None:
+        self.changes += 1
         if isinstance(record, PriorityRegion):
             self._regions[record.id] = record
         else:
@@ -273,3 +300,9 @@ def expand(region: PriorityRegion, calendar: Calendar) -> NDArray[np.uint32]:
         for seq in np.flatnonzero(first < end)
     ]
     return np.concatenate(pieces) if pieces else np.empty(0, dtype=np.uint32)
+
+
+def touches(region: PriorityRegion, calendar: Calendar, session: str) -> bool:
+    """Whether some window of the session lies in the region."""
+    seq = calendar.session_seq(session)
+    return region.start_ts < calendar.close_ns(seq) and region.end_ts > int(calendar.open_ns[seq])

@@ -134,6 +134,11 @@ def option_root(ticker: str) -> str:
     return match[1]
 
 
+def is_contract(ticker: str) -> bool:
+    """True for an option contract in OPRA form."""
+    return _CONTRACT.fullmatch(ticker) is not None
+
+
 def symbol_of(ticker: str, option_rows: OptionRows) -> str:
     """
     The symbol under which a ticker's rows are kept: its chain or itself for an option, itself for anything else.

@@ -11,13 +11,15 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
 
+import msgspec
+
 from ledger.columns import Column, Flag, PayloadKind, Source, Status
 from ledger.layout import SLOT_STRUCT, seal
 
 WORDS: Final = struct.Struct("<QQQQ")
 """A slot as four 64-bit words."""
-_SLOT: Final = struct.Struct(SLOT_STRUCT)
-assert WORDS.size == _SLOT.size == 32
+_BLANK: Final = bytes(WORDS.size)
+assert WORDS.size == struct.calcsize(SLOT_STRUCT) == 32
 
 
 class Outcome(IntEnum):
@@ -29,8 +31,7 @@ class Outcome(IntEnum):
     OUTRANKED = 3
 
 
-@dataclass(frozen=True, slots=True)
-class Slot:
+class Slot(msgspec.Struct, frozen=True):
     """One cell's metadata as plain values."""
 
     status: Status
@@ -76,18 +77,27 @@ class BrokenSlot:
     minute: int
 
 
+_Words = tuple[Status, Source, Flag, PayloadKind]
+_heads: Final[dict[int, _Words]] = {}
+"""First four bytes of a slot to its words; a year has a few dozen, and looking them up costs a fifth of making them."""
 EMPTY_SLOT: Final = Slot(Status.EMPTY, Source.NONE, Flag.NONE, PayloadKind.NONE, 0, 0, 0, 0, 0)
 
 
 def unpack_slot(data: bytes) -> Slot | None:
     """The slot in 32 bytes, or None where its seal is broken."""
+    if data == _BLANK:
+        return EMPTY_SLOT
     w0, w1, w2, w3 = WORDS.unpack(data)
     inputs = w3 & 0xFFFFFFFF
     if seal(w0, w1, w2, inputs) != w3 >> 32:
         return None
     if not w0 and not w1:
         return EMPTY_SLOT
-    kind, status, source, flags, payload_id, version, checksum, updated, inputs, _ = _SLOT.unpack(data)
-    return Slot(
-        Status(status), Source(source), Flag(flags), PayloadKind(kind), payload_id, version, checksum, inputs, updated
-    )
+    words = _heads.get(w0 & 0xFFFFFFFF) or _words(w0 & 0xFFFFFFFF)
+    return Slot(*words, w0 >> 32, w1 & 0xFFFFFFFF, w1 >> 32, inputs, w2 - (w2 >> 63 << 64))
+
+
+def _words(head: int) -> _Words:
+    kind, status, source, flags = head.to_bytes(4, "little")
+    words = _heads[head] = Status(status), Source(source), Flag(flags), PayloadKind(kind)
+    return words

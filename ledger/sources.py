@@ -65,6 +65,8 @@ class SourceRecord(msgspec.Struct, frozen=True, kw_only=True):
     """Why the state is not complete, in words."""
     name: str = ""
     """Path or URL, without credentials."""
+    stream: str = ""
+    """Address of the stream that brought rows of the session while its file is not there; empty for none."""
     size: int = 0
     """Bytes."""
     etag: str = ""
@@ -132,10 +134,12 @@ class SourceStore:
     """
     The records of a state directory; every :meth:`put` is durable when it returns.
 
-    The file is rewritten at open when more than half of it is superseded records.
+    Superseded records stay in the file until :meth:`compact`.
     """
 
-    def __init__(self, directory: PathLike, system: System, *, year: int = 0, readonly: bool = False) -> None:
+    def __init__(
+        self, directory: PathLike, system: System, *, year: int = 0, readonly: bool = False, closed: int | None = None
+    ) -> None:
         """
         Open the file ``sources`` in ``directory``, or make it; a torn tail is cut (``torn_bytes`` says how much).
 
@@ -144,19 +148,23 @@ class SourceStore:
             system: makes the system calls.
             year: the state's year; a file of another year is refused.
             readonly: write nothing.
+            closed: where the file ended when it was closed in order.
 
         Raises:
             NotALedgerFile, FileVersionMismatch, ChecksumMismatch, DamagedFile: the file cannot be trusted.
             SpaceError: the file system refused.
         """
         path = Path(directory) / FILE_NAME
-        self._file, payloads = FramedFile.open(system, path, FILE_NAME, FILE_VERSION, {"year": year}, readonly=readonly)
+        self._file, payloads = FramedFile.open(
+            system, path, FILE_NAME, FILE_VERSION, {"year": year}, readonly=readonly, closed=closed
+        )
         self.torn_bytes = self._file.torn_bytes
         self.generation = 0
         """Counted up at every change; what was derived from the records holds while it stays."""
+        self._changed: dict[str, int] = {}
         self._records: dict[tuple[str, str], SourceRecord] = {}
         self._sessions: dict[str, dict[str, SourceRecord]] = {}
-        live: dict[tuple[str, str], int] = {}
+        self._bytes, live = sum(map(len, payloads)), dict[tuple[str, str], int]()
         try:
             for payload in payloads:
                 record = _DECODER.decode(payload)
@@ -164,11 +172,22 @@ class SourceStore:
                 self._records[key] = record
                 self._sessions.setdefault(record.session, {})[record.dataset] = record
                 live[key] = len(payload)
-            if not readonly and 2 * sum(live.values()) < sum(map(len, payloads)):
-                self._file.rewrite([_ENCODER.encode(record) for record in self.all()])
         except msgspec.DecodeError as error:
             self._file.close()
             raise DamagedFile(f"{path}: a record cannot be read: {error}", path=str(path)) from error
+
+        self._live_bytes = sum(live.values())
+
+    def compact(self) -> None:
+        """
+        Rewrite the file, atomically, when more than half of what was read at open is superseded.
+
+        Raises:
+            SpaceError: the file system refused; the file is the old one or the new one.
+        """
+        if 2 * self._live_bytes < self._bytes:
+            self._file.rewrite([_ENCODER.encode(record) for record in self.all()])
+            self._bytes = self._live_bytes
 
     def get(self, dataset: str, session: str) -> SourceRecord | None:
         """The record of the source, or None when nothing is known about it."""
@@ -190,7 +209,12 @@ class SourceStore:
         self._records[key] = _DECODER.decode(payload)
         self._sessions.setdefault(record.session, {})[record.dataset] = self._records[key]
         self.generation += 1
+        self._changed[record.session] = self.generation
         return True
+
+    def changed(self, session: str) -> int:
+        """The generation at which a record of the session last changed; 0 where none did since the file was opened."""
+        return self._changed.get(session, 0)
 
     def all(self) -> list[SourceRecord]:
         """All records, by session, then dataset."""
@@ -204,6 +228,11 @@ class SourceStore:
     def sessions(self) -> Sequence[str]:
         """Sessions that have a record, ascending."""
         return sorted(self._sessions)
+
+    @property
+    def length(self) -> int:
+        """Bytes of the file up to the end of its last good record."""
+        return self._file.length
 
     def close(self) -> None:
         """Close the file; closing twice is fine."""

@@ -7,91 +7,46 @@ reading beside a daemon. This module must never interpret what is in a cell.
 
 from __future__ import annotations
 
-import fcntl
 import os
-import threading
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from ledger.audit import AuditLog, own_operator
-from ledger.calendar import Calendar, load_calendar, make_calendar
-from ledger.columns import SYMBOLS_MAX, Column, LedgerKind, OptionRows, PayloadKind, SymbolClass
+from ledger.audit import AuditLog
+from ledger.calendar import FILE_NAME as CALENDAR_FILE
+from ledger.calendar import Calendar, load_calendar
+from ledger.closing import Closed, read_closed, remove_closed, write_closed
+from ledger.columns import Column, LedgerKind, OptionRows, PayloadKind, SymbolClass
+from ledger.creation import ARTIFACTS_FILE, BEGUN_FILE, FORMAT_FILE, START_FILE, UNVERIFIED_FILE, create_state
 from ledger.errors import (
     DamagedFile,
     SpaceError,
-    StateExists,
-    StateLocked,
+    StateFull,
     StateMismatch,
     StateMissing,
     StateReadOnly,
 )
-from ledger.files import System, decode_header, encode_header, read_whole, write_atomically
+from ledger.files import HEADER_BYTES, System, decode_header, encode_header, read_whole, write_atomically
 from ledger.flush import Flusher
 from ledger.gate import gated
-from ledger.layout import FORMAT_VERSION, ROW_SCHEMA_VERSION, SEAL_CONSTANTS
+from ledger.layout import FORMAT_VERSION
 from ledger.ledgers import EnrichmentLedger, Ledger, TradeLedger
+from ledger.lock import lock_directory
 from ledger.maps import ArtifactMap, PayloadMap
 from ledger.recovery import Repaired
+from ledger.regions import FILE_NAME as REGIONS_FILE
 from ledger.regions import RegionStore
 from ledger.roots import RootTable, symbol_class, underlying_of
+from ledger.sources import FILE_NAME as SOURCES_FILE
 from ledger.sources import SourceStore
 from ledger.symbols import Allocation, SymbolMap
 
 if TYPE_CHECKING:
     import polars
 
-_FOLDERS: Final = ("trade", "enrichment", "maps", "audit", "audit/undo", "artifacts", "temporary")
-_START_FILE: Final = "maps/start"
-
-
-def create_state(
-    directory: str | os.PathLike[str],
-    *,
-    year: int,
-    exchange: str = "XNYS",
-    option_rows: OptionRows = OptionRows.CHAIN,
-    system: System | None = None,
-) -> None:
-    """
-    Make a state directory for one year of one exchange.
-
-    Raises:
-        StateExists: something is already there.
-        StateError: the exchange or year has no calendar.
-        SpaceError: the file system refused.
-    """
-    system, path = system or System(), Path(directory)
-    if (path / "format").exists():
-        raise StateExists(f"{path} already holds a state")
-    if path.exists() and any(path.iterdir()):
-        raise StateExists(f"{path} is not empty, and holds no state", hint="choose an empty or new directory")
-    calendar = make_calendar(exchange, year)
-    path.mkdir(parents=True, exist_ok=True)
-    for folder in _FOLDERS:
-        system.make_directory(path / folder)
-    calendar.save(path, system)
-    # Everything is made here, so that what is missing later was lost, and is refused.
-    ArtifactMap(system, path / "maps" / "artifacts.map").close()
-    SourceStore(path, system, year=year).close()
-    RegionStore(path, system, year=year).close()
-    SymbolMap.create(path, system, year=year).close()
-    for kind in PayloadKind:
-        if kind is not PayloadKind.NONE:
-            PayloadMap(system, path / "maps" / f"{kind.word}.map", kind, readonly=False).close()
-    facts = {
-        "exchange": exchange,
-        "year": year,
-        "option_rows": option_rows.value,
-        "symbols_max": SYMBOLS_MAX,
-        "row_schema_version": ROW_SCHEMA_VERSION,
-        "seal_constants": [f"{constant:#018x}" for constant in SEAL_CONSTANTS],
-        "calendar_fingerprint": f"{calendar.fingerprint:#018x}",
-    }
-    # Written last: a directory without it is no state yet.
-    write_atomically(system, path / "format", encode_header("FMT", FORMAT_VERSION, facts))
+__all__ = ["State", "check_matches", "create_state", "open_state"]
 
 
 class State:
@@ -115,69 +70,115 @@ class State:
         self.system = gated(system)
         self.readonly = readonly
         self.repairs: list[Repaired] = []
+        self._classes: list[SymbolClass] = []
+        self._underlyings: list[int] = []
+        self._facts = np.zeros(0, dtype="U8"), np.zeros(0, dtype=np.int64)
+        self._universes: dict[str, tuple[int, np.ndarray]] = {}
+        self._start_number = 0
+        self.on_group: Any = lambda: None
+        self.flusher: Flusher | None = None
         self.sound_artifacts: dict[str, tuple[int, int, int]] = {}
         """Artifacts whose bytes were summed and found right: URI -> inode, size, mtime; kept by ledger.frames."""
-        self._allocating = threading.Lock()
         with ExitStack() as opened:
             if lock:
-                opened.callback(os.close, _lock(directory))
-            self._open(flush_interval_s, roots, opened)
+                opened.callback(os.close, lock_directory(directory))
+            if not readonly:
+                opened.push(self._closed)
+            self._open(roots, opened, beside=not lock)
+            if not readonly:
+                self._recover()
+                self.flusher = Flusher(
+                    self._sync_maps, self._sync_rows, interval_s=flush_interval_s, on_group=self._group_ended
+                )
             self._parts = opened.pop_all()
 
-    def _open(self, flush_interval_s: float, roots: RootTable | None, opened: ExitStack) -> None:
+    def _open(self, roots: RootTable | None, opened: ExitStack, *, beside: bool) -> None:
+        """Open every part; nothing is written but where a crash tore a file."""
         directory, system, readonly = self.directory, self.system, self.readonly
-        page = read_whole(system, directory / "format")
-        if page is None:
-            raise StateMissing(f"{directory} holds no state (no file named format)")
-        self.format: dict[str, Any] = decode_header(page, "FMT", FORMAT_VERSION, directory / "format")
+        is_whole = (directory / FORMAT_FILE).exists()
+        if (directory / UNVERIFIED_FILE).exists() and not (readonly and is_whole):
+            hint = f"make the backup again; or, when m17d verify finds nothing, remove the file {UNVERIFIED_FILE}"
+            raise DamagedFile(f"{directory} is a copy that was not finished, or not verified", hint=hint)
+        if not is_whole:
+            raise StateMissing(f"{directory} holds no state (no file named {FORMAT_FILE})")
+        self.format = read_page(directory / FORMAT_FILE, system, "FMT")
         self.year = int(self.format["year"])
         self.exchange = str(self.format["exchange"])
         self.option_rows = OptionRows(self.format["option_rows"])
-        self.calendar: Calendar = load_calendar(directory, system)
-        if f"{self.calendar.fingerprint:#018x}" != self.format.get("calendar_fingerprint"):
-            raise DamagedFile(f"{directory / 'calendar'} is not the calendar this state was made with")
-        self.roots = roots or RootTable.load()
-        for name in ("maps/artifacts.map", "sources", "regions"):
+        for name in (CALENDAR_FILE, ARTIFACTS_FILE, SOURCES_FILE, REGIONS_FILE):
             if not (directory / name).exists():
                 raise DamagedFile(f"{directory / name} is missing", path=str(directory / name))
+        self.calendar: Calendar = load_calendar(directory, system)
+        if f"{self.calendar.fingerprint:#018x}" != self.format.get("calendar_fingerprint"):
+            raise DamagedFile(f"{directory / CALENDAR_FILE} is not the calendar this state was made with")
+        self.roots = roots or RootTable.load()
+        # Beside a daemon the file comes and goes.
+        self._last_closed = None if beside else read_closed(directory, system)
+        ends = self._last_closed.lengths if self._last_closed else {}
+        self.audit = AuditLog(
+            directory, system, readonly=readonly, closed=self._last_closed.audit if self._last_closed else None
+        )
+        opened.callback(self.audit.close)
+        self.artifacts = ArtifactMap(
+            system, directory / ARTIFACTS_FILE, readonly=readonly, closed=ends.get(ARTIFACTS_FILE)
+        )
+        opened.callback(self.artifacts.close)
+        self.sources = SourceStore(directory, system, year=self.year, readonly=readonly, closed=ends.get(SOURCES_FILE))
+        opened.callback(self.sources.close)
+        self.regions = RegionStore(directory, system, year=self.year, readonly=readonly, closed=ends.get(REGIONS_FILE))
+        opened.callback(self.regions.close)
         self.symbols = SymbolMap.open(directory, system, year=self.year, readonly=readonly)
         opened.callback(self.symbols.close)
         self.maps: dict[PayloadKind, PayloadMap] = {}
         for kind in PayloadKind:
             if kind is not PayloadKind.NONE:
                 path = directory / "maps" / f"{kind.word}.map"
-                self.maps[kind] = PayloadMap(system, path, kind, readonly=readonly, create=False)
+                self.maps[kind] = PayloadMap(system, path, kind, readonly=readonly, create=False, beside=beside)
                 opened.callback(self.maps[kind].close)
-        self.artifacts = ArtifactMap(system, directory / "maps" / "artifacts.map", readonly=readonly)
-        opened.callback(self.artifacts.close)
-        self.sources = SourceStore(directory, system, year=self.year, readonly=readonly)
-        opened.callback(self.sources.close)
-        self.regions = RegionStore(directory, system, year=self.year, readonly=readonly)
-        opened.callback(self.regions.close)
-        self.audit = AuditLog(directory, system, readonly=readonly)
-        opened.callback(self.audit.close)
+        arguments = (self.calendar, self.maps)
+        named: dict[str, Any] = {"readonly": readonly, "symbols": self.symbols, "on_repair": self._repaired}
+        self.trade = TradeLedger(system, directory / "trade", *arguments, **named)
+        opened.callback(self.trade.close)
+        self.enrichment = EnrichmentLedger(system, directory / "enrichment", *arguments, **named)
+        opened.callback(self.enrichment.close)
+
+    def _recover(self) -> None:
+        """From here on the state is open: say so on disk, then report what a crash left in the small files."""
+        if self._last_closed is not None:
+            remove_closed(self.directory, self.system)
+        if (self.directory / BEGUN_FILE).exists():
+            self.system.unlink(self.directory / BEGUN_FILE)
+        with suppress(StateFull):
+            self.sources.compact()
+            self.regions.compact()
+        found = [
+            ("symbol-map.bin", self.symbols.torn_bytes),
+            (SOURCES_FILE, self.sources.torn_bytes),
+            (REGIONS_FILE, self.regions.torn_bytes),
+            (ARTIFACTS_FILE, self.artifacts.torn_bytes),
+            ("audit/audit.log", self.audit.torn_bytes),
+        ]
+        for name, torn_bytes in found:
+            if torn_bytes:
+                self.audit.append_recovery({"file": name}, "torn record", f"cut {torn_bytes} bytes of a torn record")
         for payloads in self.maps.values():
+            where = {"file": f"maps/{payloads.path.name}"}
+            if payloads.mark_fault:
+                result = f"{payloads.mark_fault}; it was written again, ids go on from {payloads.next_id}"
+                self.audit.append_recovery(where, "mark", result)
             if payloads.torn_records:
                 result = f"voided {payloads.torn_records} half-written records"
-                where = {"file": f"maps/{payloads.path.name}"}
-                self.audit.append("recovery", own_operator(), where=where, cause="torn record", result=result)
-        arguments = (self.calendar, self.maps)
-        self.trade = TradeLedger(system, directory / "trade", *arguments, readonly=readonly, on_repair=self._repaired)
-        opened.callback(self.trade.close)
-        self.enrichment = EnrichmentLedger(
-            system, directory / "enrichment", *arguments, readonly=readonly, on_repair=self._repaired
-        )
-        opened.callback(self.enrichment.close)
-        self._classes: list[SymbolClass] = []
-        self._underlyings: list[int] = []
-        self._universes: dict[str, tuple[tuple[int, int], np.ndarray]] = {}
-        self._start_number = 0
-        self.on_group: Any = lambda: None
-        self.flusher: Flusher | None = None
-        if not readonly:
-            self.flusher = Flusher(
-                self._sync_maps, self._sync_rows, interval_s=flush_interval_s, on_group=self._group_ended
-            )
+                self.audit.append_recovery(where, "torn record", result)
+
+    def _closed(self, error_type: type[BaseException] | None, *_unused: object) -> None:
+        """Everything is closed; say so, unless something failed on the way."""
+        if error_type is None and self.failure is None:
+            lengths = {
+                SOURCES_FILE: self.sources.length,
+                REGIONS_FILE: self.regions.length,
+                ARTIFACTS_FILE: self.artifacts.length,
+            }
+            write_closed(self.directory, self.system, Closed(lengths, self.audit.head))
 
     # ---- durability
 
@@ -190,9 +191,23 @@ class State:
         """The sync that failed and made the state read-only until it is opened again; None while all is well."""
         return self.system.failure
 
+    def make_durable(self, timeout_s: float | None = None) -> None:
+        """
+        Wait until everything that was written before this call is on disk.
+
+        Args:
+            timeout_s: longest wait in seconds; None for as long as it takes.
+
+        Raises:
+            StateReadOnly: a sync failed, or the state was opened for reading only.
+            StateFull: no room for it in time; it stays in memory, and is tried again.
+            TimeoutError: the disk did not answer in time.
+        """
+        if self.flusher is None:
+            raise StateReadOnly(f"{self.directory} was opened for reading only")
+        self.flusher.wait(self.flusher.wrote(urgent=True), timeout_s)
+
     def _sync_maps(self) -> None:
-        with self._allocating:
-            self.symbols.flush()
         for payloads in self.maps.values():
             payloads.sync()
 
@@ -204,9 +219,41 @@ class State:
 
     def _repaired(self, report: Repaired) -> None:
         self.repairs.append(report)
-        for cause, cells in (("seal", report.seal), ("dangling", report.dangling)):
-            if cells:
-                self.audit.append_recovery(report.ledger.value, report.session, cause, cells)
+        where = {"ledger": report.ledger.value, "session": report.session}
+        for cause, count, what in (
+            ("seal", report.seal, "cleared {} cells"),
+            ("dangling", report.dangling, "cleared {} cells"),
+            ("pending", report.pending, "released {} cells that an earlier process had claimed"),
+            ("header", report.headers, "wrote fixed bytes of {} blocks again"),
+            ("symbol", report.foreign, "emptied {} blocks of symbols that have no id"),
+        ):
+            if count:
+                self.audit.append_recovery(where, cause, what.format(count))
+
+    def refresh(self) -> None:
+        """
+        For a reader beside a daemon: take in the symbols, artifacts and sources that came since; cells are always as they are.
+
+        ``scan`` does it by itself. A state that is open for writing knows them all.
+
+        Raises:
+            StateError: a file cannot be trusted any more; what was known before stays.
+        """
+        if not self.readonly:
+            return
+        directory, system = self.directory, self.system
+        with ExitStack() as fresh:
+            symbols = SymbolMap.open(directory, system, year=self.year, readonly=True)
+            fresh.callback(symbols.close)
+            artifacts = ArtifactMap(system, directory / ARTIFACTS_FILE, readonly=True)
+            fresh.callback(artifacts.close)
+            sources = SourceStore(directory, system, year=self.year, readonly=True)
+            fresh.callback(sources.close)
+            for old in (self.symbols, self.artifacts, self.sources):
+                old.close()
+            self.symbols, self.artifacts, self.sources = symbols, artifacts, sources
+            self._universes.clear()
+            self._parts.push(fresh.pop_all())
 
     # ---- what is where
 
@@ -221,15 +268,26 @@ class State:
 
     @property
     def temporary(self) -> Path:
-        """Folder for staged batches, spilled rows and downloads; emptied at start."""
+        """Folder for staged batches and spilled rows; emptied at start."""
         return self.directory / "temporary"
+
+    @property
+    def downloads(self) -> Path:
+        """Folder for files of remote sources, whole ones and parts; kept over restarts, made when first needed."""
+        return self.temporary / "downloads"
+
+    @property
+    def feeds(self) -> Path:
+        """Folder where feed processes spool rows; kept over restarts, because what is there is in no cell yet."""
+        return self.temporary / "feeds"
 
     def take_start_number(self) -> int:
         """The number of this start, counted up durably at its first use; it makes file names unique for ever."""
         if not self._start_number:
-            path = self.directory / _START_FILE
-            data = read_whole(self.system, path)
-            last = int(decode_header(data, "STA", FORMAT_VERSION, path)["start"]) if data else 0
+            path = self.directory / START_FILE
+            if not path.exists() and len(self.artifacts):
+                raise DamagedFile(f"{path} is missing, and artifacts carry its numbers", path=str(path))
+            last = int(read_page(path, self.system, "STA")["start"]) if path.exists() else 0
             write_atomically(self.system, path, encode_header("STA", FORMAT_VERSION, {"start": last + 1}))
             self._start_number = last + 1
         return self._start_number
@@ -241,7 +299,10 @@ class State:
         Give ids to symbols and to the underlyings of options among them, in order of appearance.
 
         Returns:
-            what was given and what was refused; see :class:`ledger.symbols.Allocation`.
+            what was given, durably, and what was refused; see :class:`ledger.symbols.Allocation`.
+
+        Raises:
+            AddressError, SpaceError: see :meth:`ledger.symbols.SymbolMap.allocate`; nothing was allocated.
         """
         wanted: list[str] = []
         for symbol in symbols:
@@ -249,9 +310,7 @@ class State:
             underlying = underlying_of(symbol, self.roots)
             if underlying is not None:
                 wanted.append(underlying)
-        # Not while the flusher syncs the map: it would take what is written meanwhile for synced.
-        with self._allocating:
-            return self.symbols.allocate(list(dict.fromkeys(wanted)))
+        return self.symbols.allocate(list(dict.fromkeys(wanted)))
 
     def class_of(self, symbol_id: int) -> SymbolClass:
         """What a symbol is."""
@@ -271,6 +330,16 @@ class State:
             found = symbol_id if underlying is None else self.symbols.get(underlying)
             self._underlyings.append(symbol_id if found is None else found)
 
+    def symbol_facts(self) -> tuple[np.ndarray, np.ndarray]:
+        """(SymbolClass words, i64 ids of underlyings) of every symbol of the year; read-only arrays by symbol id."""
+        self._learn_symbols()
+        if len(self._facts[0]) != len(self._classes):
+            words = np.array([one.value for one in self._classes], dtype="U8")
+            self._facts = words, np.array(self._underlyings, dtype=np.int64)
+            for array in self._facts:
+                array.flags.writeable = False
+        return self._facts
+
     def universe(self, session: str) -> np.ndarray:
         """
         The universe of a session: symbols with a row of that day in a complete or open source, the underlyings of its
@@ -279,15 +348,13 @@ class State:
         Returns:
             i64[n] symbol ids, ascending.
         """
-        signature = (self.sources.generation, len(self.symbols))
+        signature = self.sources.changed(session)
         held = self._universes.get(session)
         if held is None or held[0] != signature:
-            ids: set[int] = set()
-            for record in self.sources.for_session(session):
-                for symbol_id in record.symbol_ids().tolist():
-                    ids.add(symbol_id)
-                    ids.add(self.underlying_id(symbol_id))
-            found = np.array(sorted(ids), dtype=np.int64)
+            underlyings = self.symbol_facts()[1]
+            ids = [record.symbol_ids().astype(np.int64) for record in self.sources.for_session(session)]
+            named = np.concatenate([*ids, np.zeros(0, dtype=np.int64)])
+            found = np.unique(np.concatenate([named, underlyings[named]]))
             found.flags.writeable = False
             held = self._universes[session] = (signature, found)
         return held[1]
@@ -299,6 +366,12 @@ class State:
         from ledger.frames import scan
 
         return scan(self, Column(column), symbols=symbols, sessions=sessions)
+
+    def join_aggregates(self, frame: Any, column: str, **how: Any) -> polars.LazyFrame:
+        """Rows with the aggregates that were available at their time; see :func:`ledger.asof.join_aggregates`."""
+        from ledger.asof import join_aggregates
+
+        return join_aggregates(self, frame, column, **how)
 
     # ---- closing
 
@@ -321,42 +394,22 @@ class State:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *unused: object) -> None:
+    def __exit__(self, *_unused: object) -> None:
         self.close()
 
 
-def _lock(directory: Path) -> int:
-    """Take the directory's lock, or say who holds it. On the directory itself, because a lock file can be unlinked."""
-    try:
-        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except FileNotFoundError as error:
-        raise StateMissing(f"{directory} does not exist") from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        holder = _holder(os.fstat(descriptor))
-        os.close(descriptor)
-        raise StateLocked(f"{directory} is held by {holder}", directory=str(directory)) from error
-    return descriptor
+def read_page(path: Path, system: System, kind: str) -> dict[str, Any]:
+    """
+    The facts of a file that is one header page.
 
-
-def _holder(status: os.stat_result) -> str:
-    """Which process holds the flock of a file, from /proc/locks."""
-    place = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
-    try:
-        lines = Path("/proc/locks").read_text().splitlines()
-    except OSError:
-        return "another process"
-    for line in lines:
-        fields = line.split()
-        if "FLOCK" in fields and place in fields:
-            pid = fields[4]
-            try:
-                name = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
-            except OSError:
-                name = ""
-            return f"process {pid}" + (f" ({name})" if name else "")
-    return "another process"
+    Raises:
+        NotALedgerFile, FileVersionMismatch, ChecksumMismatch, DamagedFile: the file cannot be trusted.
+    """
+    data = read_whole(system, path) or b""
+    facts = decode_header(data, kind, FORMAT_VERSION, path)
+    if len(data) != HEADER_BYTES:
+        raise DamagedFile(f"{path}: {len(data)} bytes, expected {HEADER_BYTES}: it was extended", path=str(path))
+    return facts
 
 
 def open_state(

@@ -2,8 +2,9 @@
 Symbols: the file ``symbol-map.bin``, which gives every symbol of the year its u16 id in order of first appearance.
 
 A header page and 10,000 fixed entries of 32 bytes, so that the file can be repaired with a hex editor while the daemon
-is stopped; it is checked and indexed at open. This module must never allocate an id when asked to resolve one, and
-never give an id a second meaning.
+is stopped; it is checked and indexed at open. New symbols are on disk, all of a call or none, before their ids leave
+this module, because rows that name an id may reach the disk at any moment after. This module must never allocate an id
+when asked to resolve one, and never give an id a second meaning.
 """
 
 from __future__ import annotations
@@ -28,7 +29,16 @@ from ledger.errors import (
     SymbolCapReached,
     UnknownSymbol,
 )
-from ledger.files import HEADER_BYTES, PathLike, System, decode_header, encode_header, read_whole, write_atomically
+from ledger.files import (
+    HEADER_BYTES,
+    PathLike,
+    System,
+    decode_header,
+    encode_header,
+    read_whole,
+    replace_file,
+    write_atomically,
+)
 
 FILE_NAME: Final = "symbol-map.bin"
 FILE_KIND: Final = "symbols"
@@ -36,7 +46,8 @@ FILE_VERSION: Final = 1
 ENTRY: Final = struct.Struct("<B27sI")
 """length of the symbol u8 · symbol, ASCII, padded with zeros · crc32 over entry number u16 and the 28 bytes before."""
 ENTRY_BYTES: Final = 32
-ENTRIES_PER_PAGE: Final = 4096 // ENTRY_BYTES
+ENTRIES_PER_SECTOR: Final = 512 // ENTRY_BYTES
+"""A sector reaches the disk whole or not at all; more than one may reach it in any order."""
 SYMBOL_BYTES_MAX: Final = 27
 """``O:`` + root of 6 + date of 6 + C or P + strike of 8 are 23 bytes."""
 
@@ -76,21 +87,23 @@ class Allocation:
 
 
 class SymbolMap:
-    """
-    Symbols and their ids, both ways; ids are 0, 1, 2 ... without holes.
+    """Symbols and their ids, both ways; ids are 0, 1, 2 ... without holes."""
 
-    :meth:`allocate` writes, :meth:`flush` makes durable; nothing that names an id may be synced before ``flush``.
-    """
-
-    def __init__(self, system: System, path: Path, names: list[str], symbols_max: int, descriptor: int) -> None:
+    def __init__(
+        self, system: System, path: Path, names: list[str], header: bytes, symbols_max: int, descriptor: int
+    ) -> None:
         self._system = system
         self._descriptor = descriptor
         self._names = names
         self._ids = {name: symbol_id for symbol_id, name in enumerate(names)}
-        self._dirty = False
+        self._header = header
+        self._exact = True
+        """The file holds these names and nothing behind them; False after a failed write, until one succeeds."""
         self.path = path
         self.symbols_max = symbols_max
         """How many ids the year has."""
+        self.torn_bytes = 0
+        """Bytes behind the last symbol that were found at open (and zeroed, unless read-only): an interrupted write."""
 
     @classmethod
     def create(cls, directory: PathLike, system: System, *, year: int, symbols_max: int = SYMBOLS_MAX) -> SymbolMap:
@@ -108,8 +121,9 @@ class SymbolMap:
         """
         Open the map, check every entry and build the inverse.
 
-        The last entry may be torn by a crash before it was synced; it is then unused again. An entry that is damaged,
-        empty or a duplicate before a good one is an error, because rows on disk carry its id.
+        The last entry may be torn by a crash while it was written; its id was never given, and is unused again. An
+        entry that is damaged otherwise, or is empty or a duplicate before a good one, is an error, because rows on
+        disk carry its id.
 
         Raises:
             NotALedgerFile, FileVersionMismatch, ChecksumMismatch, DamagedFile: the file, or the entry that the message
@@ -129,9 +143,14 @@ class SymbolMap:
             raise DamagedFile(f"{path} has {len(data)} bytes, a symbol map has {expected}", path=str(path))
         names = _read_entries(data, path)
         descriptor = -1 if readonly else system.open(path, os.O_RDWR)
-        symbols = cls(system, path, names, int(facts["symbols_max"]), descriptor)
-        if not readonly:
-            symbols._cut_tail(data)
+        symbols = cls(system, path, names, data[:HEADER_BYTES], int(facts["symbols_max"]), descriptor)
+        symbols.torn_bytes = len(data.rstrip(b"\0")[HEADER_BYTES + len(names) * ENTRY_BYTES :])
+        if symbols.torn_bytes and not readonly:
+            try:
+                symbols._write(b"".join((data[: HEADER_BYTES + len(names) * ENTRY_BYTES], bytes(symbols.torn_bytes))))
+            except SpaceError:
+                symbols.close()
+                raise
         return symbols
 
     def __len__(self) -> int:
@@ -170,22 +189,30 @@ class SymbolMap:
         return list(self._names)
 
     def glob(self, pattern: str) -> list[int]:
-        """Ids of the symbols that fit the pattern (``*``, ``?``, ``[...]``; case-sensitive), ascending."""
-        if not any(letter in pattern for letter in "*?["):
-            symbol_id = self._ids.get(pattern)
-            return [] if symbol_id is None else [symbol_id]
-        return [symbol_id for symbol_id, name in enumerate(self._names) if fnmatchcase(name, pattern)]
+        """
+        Ids of the symbols that fit one of the patterns, ascending.
+
+        Args:
+            pattern: globs (``*``, ``?``, ``[...]``; case-sensitive), several separated by commas, which no ticker has.
+        """
+        found: set[int] = set()
+        for one in pattern.split(","):
+            if any(letter in one for letter in "*?["):
+                found.update(symbol_id for symbol_id, name in enumerate(self._names) if fnmatchcase(name, one))
+            elif one in self._ids:
+                found.add(self._ids[one])
+        return sorted(found)
 
     def allocate(self, symbols: Sequence[str]) -> Allocation:
         """
         Ids for the symbols: known ones keep theirs, new ones get the next, in order, as far as the cap allows.
 
-        Not durable before :meth:`flush`.
+        Durable when it returns.
 
         Raises:
             AddressError: a symbol that no entry can hold (empty, not printable ASCII, longer than 27 bytes); nothing
                 is allocated then.
-            SpaceError: the file system refused; some of the first symbols may have their ids by then, and keep them.
+            SpaceError: the file system refused; nothing is allocated.
         """
         new: list[str] = []
         refused: list[str] = []
@@ -197,56 +224,51 @@ class SymbolMap:
             seen.add(symbol)
             (new if len(self._names) + len(new) < self.symbols_max else refused).append(symbol)
         if new:
-            self._write(new)
+            self._add(new)
         ids = tuple(self._ids.get(symbol, -1) for symbol in symbols)
         return Allocation(ids, tuple(new), tuple(refused), self.symbols_max)
 
-    def flush(self) -> None:
-        """Make every allocation durable; raises :class:`SpaceError`. Does nothing when nothing is new."""
-        if self._dirty:
-            self._system.fdatasync(self._descriptor)
-            self._dirty = False
-
     def close(self) -> None:
-        """Flush and close; closing twice is fine."""
+        """Close the file; closing twice is fine."""
         if self._descriptor >= 0:
-            try:
-                self.flush()
-            finally:
-                descriptor, self._descriptor = self._descriptor, -1
-                self._system.close(descriptor)
+            descriptor, self._descriptor = self._descriptor, -1
+            self._system.close(descriptor)
 
-    def _write(self, new: list[str]) -> None:
+    def _add(self, new: list[str]) -> None:
         if self._descriptor < 0:
             raise StateReadOnly(f"{self.path} is open read-only or closed", path=str(self.path))
-        while new:
-            room = ENTRIES_PER_PAGE - len(self._names) % ENTRIES_PER_PAGE
-            if room == ENTRIES_PER_PAGE:
-                # Pages reach the disk in any order; a power cut must not leave a hole before good entries.
-                self.flush()
-            self._write_page(new[:room])
-            new = new[room:]
-
-    def _write_page(self, new: list[str]) -> None:
         first = len(self._names)
-        data = b"".join(encode_entry(first + at, symbol) for at, symbol in enumerate(new))
-        offset = HEADER_BYTES + first * ENTRY_BYTES
-        try:
-            self._system.pwrite(self._descriptor, data, offset)
-        except SpaceError:
-            # What a short write left behind would be read as allocated at the next open.
-            with suppress(SpaceError):
-                self._system.pwrite(self._descriptor, bytes(len(data)), offset)
-            raise
-        self._dirty = True
+        entries = b"".join(encode_entry(first + at, symbol) for at, symbol in enumerate(new))
+        in_place = self._exact and first // ENTRIES_PER_SECTOR == (first + len(new) - 1) // ENTRIES_PER_SECTOR
+        self._exact = False
+        if in_place:
+            self._write_in_place(entries, HEADER_BYTES + first * ENTRY_BYTES)
+        else:
+            known = b"".join(encode_entry(symbol_id, symbol) for symbol_id, symbol in enumerate(self._names))
+            self._write(b"".join((self._header, known, entries)))
+        self._exact = True
         self._names.extend(new)
         self._ids.update({symbol: first + at for at, symbol in enumerate(new)})
 
-    def _cut_tail(self, data: bytes) -> None:
-        offset = HEADER_BYTES + len(self._names) * ENTRY_BYTES
-        if any(data[offset:]):
-            self._system.pwrite(self._descriptor, bytes(len(data) - offset), offset)
+    def _write_in_place(self, entries: bytes, offset: int) -> None:
+        """Write and sync entries of one sector."""
+        try:
+            self._system.pwrite(self._descriptor, entries, offset)
             self._system.fdatasync(self._descriptor)
+        except SpaceError:
+            # What was written would be read as allocated at the next open.
+            with suppress(SpaceError):
+                self._system.pwrite(self._descriptor, bytes(len(entries)), offset)
+            raise
+
+    def _write(self, data: bytes) -> None:
+        """Put a file that begins with ``data`` in the place of this one, synced."""
+        whole = data.ljust(HEADER_BYTES + SYMBOLS_MAX * ENTRY_BYTES, b"\0")
+        old, self._descriptor = self._descriptor, replace_file(self._system, self.path, whole)
+        try:
+            self._system.fsync_directory(self.path.parent)
+        finally:
+            self._system.close(old)
 
 
 def check_symbol(symbol: str) -> None:
@@ -268,20 +290,20 @@ def _entry_checksum(symbol_id: int, body: bytes) -> int:
 
 
 def _read_entries(data: bytes, path: Path) -> list[str]:
-    """Symbols in order; a damaged entry behind the last good one is a torn write, before it an error."""
+    """Symbols in order, up to the first entry that is empty, or torn, with nothing behind it."""
     names: list[str] = []
-    bad: tuple[int, str] | None = None
     places: dict[str, int] = {}
-    for symbol_id in range(SYMBOLS_MAX):
-        offset = HEADER_BYTES + symbol_id * ENTRY_BYTES
+    end = len(data.rstrip(b"\0"))
+    for symbol_id, offset in enumerate(range(HEADER_BYTES, end, ENTRY_BYTES)):
         entry = data[offset : offset + ENTRY_BYTES]
         reason = _fault(symbol_id, entry)
         if reason is not None:
-            bad = bad or (symbol_id, reason)
-            continue
-        if bad is not None:
-            text = f"{path}: entry {bad[0]} {bad[1]}, and entry {symbol_id} behind it is good"
-            raise ChecksumMismatch(text, path=str(path), entry=bad[0])
+            if end <= offset + ENTRY.size - 4:
+                # Its first bytes, no checksum, and nothing behind it: an interrupted write.
+                break
+            hint = "restore the file from a backup, or write the entry again with a hex editor while nobody has it open"
+            text = f"{path}: entry {symbol_id} {reason}"
+            raise ChecksumMismatch(text, hint=hint, path=str(path), entry=symbol_id)
         name = entry[1 : 1 + entry[0]].decode("ascii")
         if name in places:
             text = f"{path}: entries {places[name]} and {symbol_id} both hold {name}"
@@ -293,7 +315,7 @@ def _read_entries(data: bytes, path: Path) -> list[str]:
 
 def _fault(symbol_id: int, entry: bytes) -> str | None:
     if entry == _UNUSED:
-        return "is empty"
+        return "is empty, and entries behind it are not"
     length, text, checksum = ENTRY.unpack(entry)
     if _entry_checksum(symbol_id, entry[:-4]) != checksum:
         return "is damaged (its checksum does not fit)"

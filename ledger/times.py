@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime, timedelta, timezone
+from functools import lru_cache
 from typing import Final
 from zoneinfo import ZoneInfo
 
@@ -28,6 +29,7 @@ _INTEGER: Final = re.compile(r"-?\d{12,19}", re.ASCII)
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
+@lru_cache(maxsize=4096)
 def parse_local(text: str, zone: ZoneInfo, session: str | None = None) -> int:
     """
     ns UTC of ``text``; see :meth:`ledger.calendar.Calendar.parse_time` for the forms.

@@ -65,7 +65,7 @@ class Selection:
 
     def add(self, piece: ExportReply) -> None:
         """Take one piece; its cells index its own list of artifacts."""
-        uris = [_joined(piece.artifact_root, uri) for uri in piece.uris]
+        uris = [joined(piece.artifact_root, uri) for uri in piece.uris]
         self.cells += len(piece.cells)
         for cell in piece.cells:
             _append(self.runs, Run(uris[cell.uri], cell.row_start, cell.row_count))
@@ -103,7 +103,7 @@ def _outside_of(uri: str) -> dict[str, list[int]]:
     try:
         footer = pyarrow.parquet.read_metadata(uri).metadata or {}
     except (OSError, pyarrow.ArrowException) as error:
-        raise _unreadable(uri, str(error)) from None
+        raise unreadable(uri, str(error)) from None
     return msgspec.json.decode(footer.get(OUTSIDE_KEY, b"{}"), type=dict[str, list[int]])
 
 
@@ -116,7 +116,8 @@ def _append(runs: list[Run], run: Run) -> None:
         runs.append(run)
 
 
-def _joined(root: str, uri: str) -> str:
+def joined(root: str, uri: str) -> str:
+    """The place of an artifact that opens: ``uri`` without its rows, below the artifact root."""
     return f"{root.rstrip('/')}/{uri.split('#', 1)[0]}"
 
 
@@ -133,11 +134,13 @@ def read_blocks(runs: list[Run], schema: Mapping[str, Any]) -> Iterator[polars.D
         first, last = block[0], block[-1]
         span = last.start + last.rows - first.start
         try:
-            frame = polars.scan_parquet(first.uri, glob=False).slice(first.start, span).collect()
+            lazy = polars.scan_parquet(first.uri, glob=False)
+            named = lazy.collect_schema().names()
+            frame = lazy.select(name for name in schema if name in named).slice(first.start, span).collect()
         except (polars.exceptions.PolarsError, OSError) as error:
-            raise _unreadable(first.uri, str(error)) from None
+            raise unreadable(first.uri, str(error)) from None
         if frame.height != span:
-            raise _unreadable(
+            raise unreadable(
                 first.uri, f"it ends at row {first.start + frame.height}, a cell names row {first.start + span}"
             )
         parts = [frame.slice(run.start - first.start, run.rows) for run in block]
@@ -183,7 +186,7 @@ def schema_of(runs: list[Run]) -> dict[str, Any]:
         try:
             found = polars.scan_parquet(uri, glob=False).collect_schema()
         except (polars.exceptions.PolarsError, OSError) as error:
-            raise _unreadable(uri, str(error)) from None
+            raise unreadable(uri, str(error)) from None
         for name, kind in found.items():
             schema.setdefault(name, kind)
     return schema
@@ -285,6 +288,7 @@ def _flat(frame: polars.DataFrame) -> polars.DataFrame:
     return frame.with_columns(polars.col(name).cast(polars.List(polars.String)).list.join(",") for name in lists)
 
 
-def _unreadable(uri: str, reason: str) -> CommandFailed:
+def unreadable(uri: str, reason: str) -> CommandFailed:
+    """The failure of an artifact that cannot be read."""
     text = f"artifact {uri} cannot be read: {' '.join(reason.split())[:300]}"
     return CommandFailed("damaged_file", text, "check the state with: m17ctl verify")

@@ -25,12 +25,11 @@ from __future__ import annotations
 
 import os
 import secrets
-import struct
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, NamedTuple, Self
+from typing import Any, Final, Self
 
 import msgspec
 
@@ -43,6 +42,7 @@ from m17ctl.errors import (
     RemoteFailure,
     TimedOut,
 )
+from m17ctl.slabs import SlabRow, rows_of_slab, slab_dtype
 from m17d.envelopes import (
     END,
     EVENT,
@@ -56,8 +56,8 @@ from m17d.envelopes import (
     join_pieces,
 )
 from m17d.outcomes import Event, Failure, Progress, SubscribeReply
-from m17d.protocol import CancelRequest, CreditRequest, Request, SubscribeRequest
-from m17d.replies import SLOT_FIELDS, BulkReply, Reply
+from m17d.protocol import CancelRequest, CreditRequest, GridRequest, Request, SubscribeRequest
+from m17d.replies import BulkReply, GridReply, Reply
 
 __all__ = [
     "Client",
@@ -69,6 +69,7 @@ __all__ = [
     "SlabRow",
     "TimedOut",
     "rows_of_slab",
+    "slab_dtype",
 ]
 
 SOCKET_VARIABLE: Final = "M17_SOCKET"
@@ -78,16 +79,6 @@ CREDIT: Final = 8
 _RESEND_FIRST_SECONDS: Final = 0.5
 _RESEND_SECONDS_MAX: Final = 4.0
 _PROBE_SECONDS: Final = 0.25
-
-
-class SlabRow(NamedTuple):
-    """One row of a raw slab: its address, and per column the ten fields of its slot in stored order."""
-
-    symbol_id: int
-    minute_idx: int
-    start_ts: int
-    end_ts: int
-    slots: tuple[tuple[int, ...], ...]
 
 
 class Client:
@@ -163,9 +154,15 @@ class Client:
             yield reply
 
     def slabs(self, request: Request, *, timeout_s: float | None = None) -> Iterator[tuple[BulkReply, bytes]]:
-        """Ask for raw rows; yields each piece with its slab, for `rows_of_slab` or an array of the caller's own."""
+        """Ask for raw rows; yields each piece with its slab, for `rows_of_slab` or, with `slab_dtype`, numpy."""
         for reply, slab in self._exchange(request, None, False, timeout_s, None):
             if isinstance(reply, BulkReply):
+                yield reply, slab
+
+    def grids(self, request: GridRequest, *, timeout_s: float | None = None) -> Iterator[tuple[GridReply, bytes]]:
+        """Ask for counts over time; yields each session with its slab of u32."""
+        for reply, slab in self._exchange(request, None, False, timeout_s, None):
+            if isinstance(reply, GridReply):
                 yield reply, slab
 
     def subscribe(
@@ -383,18 +380,3 @@ class _Conversation:
             self._piece = envelope.piece
             self.streaming = True
         self.until = time.monotonic() + self.limit
-
-
-def rows_of_slab(reply: BulkReply, slab: bytes) -> Iterator[SlabRow]:
-    """
-    The rows of a raw slab, unpacked with the format that came with it.
-
-    Raises:
-        ValueError: the slab has not ``rows * row_bytes`` bytes.
-    """
-    if len(slab) != reply.rows * reply.row_bytes:
-        raise ValueError(f"slab has {len(slab)} bytes, {reply.rows} rows of {reply.row_bytes} were announced")
-    fields, head = SLOT_FIELDS, 5
-    for row in struct.iter_unpack(reply.row_format, slab):
-        slots = tuple(row[at : at + fields] for at in range(head, head + fields * len(reply.columns), fields))
-        yield SlabRow(row[0], row[2], row[3], row[4], slots)

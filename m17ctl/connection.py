@@ -32,6 +32,7 @@ class Connection:
         """Whether the last read waited in vain: then somebody should `probe` before trusting the connection."""
         self._context: zmq.Context[zmq.Socket[bytes]] | None = None
         self._dealer: zmq.Socket[bytes] | None = None
+        self._waits_ms = {zmq.SNDTIMEO: -1, zmq.RCVTIMEO: -1}
 
     @property
     def opened(self) -> bool:
@@ -87,7 +88,7 @@ class Connection:
         """Send one frame; False where there was no connection until ``until`` (monotonic seconds)."""
         if self._dealer is None:
             return False
-        self._dealer.setsockopt(zmq.SNDTIMEO, max(0, int((until - time.monotonic()) * 1e3)))
+        self._wait_until(zmq.SNDTIMEO, until)
         try:
             self._dealer.send(frame)
         except zmq.Again:
@@ -102,11 +103,13 @@ class Connection:
             ProtocolMismatch: a message that is no reply envelope.
         """
         while self._dealer is not None:
-            left_ms = int((until - time.monotonic()) * 1e3)
-            self.silent = self._dealer.poll(max(0, left_ms)) == 0
-            if self.silent:
+            self._wait_until(zmq.RCVTIMEO, until)
+            try:
+                frames = _message(self._dealer)
+            except zmq.Again:
+                self.silent = True
                 return None
-            frames = self._dealer.recv_multipart()
+            self.silent = False
             try:
                 envelope = decode_reply_envelope(frames[0])
             except msgspec.DecodeError as error:
@@ -117,11 +120,30 @@ class Connection:
                 return envelope, frames[1] if len(frames) > 1 else b""
         return None
 
+    def _wait_until(self, option: zmq.SocketOption, until: float) -> None:
+        """Let a send or a read wait until then, to the next ten milliseconds; mostly it is what it was for the last one."""
+        left = until - time.monotonic()
+        wait_ms = int(left * 1e2) * 10 + 10 if left > 0 else 0
+        if self._dealer is not None and wait_ms != self._waits_ms[option]:
+            self._dealer.setsockopt(option, wait_ms)
+            self._waits_ms[option] = wait_ms
+
     def close(self) -> None:
         """Drop the socket."""
         if self._dealer is not None:
             self._dealer.close(linger=0)
             self._dealer = None
+            self._waits_ms = {zmq.SNDTIMEO: -1, zmq.RCVTIMEO: -1}
         if self._context is not None:
             self._context.term()
             self._context = None
+
+
+def _message(dealer: zmq.Socket[bytes]) -> list[bytes]:
+    """The frames of the next message; raises zmq.Again. A frame knows whether another follows: the socket need not be asked."""
+    frames = []
+    while True:
+        frame = dealer.recv(copy=False)
+        frames.append(frame.bytes)
+        if not frame.more:
+            return frames

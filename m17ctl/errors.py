@@ -5,6 +5,7 @@ Every way a call to the daemon fails, drawn as a tree; each error carries code, 
 
     ClientError                .code  .hint  .facts  .exit_code
     ├─ DaemonUnreachable       nobody answers at the path; nothing was done
+    │   └─ NotAllowed          the socket is there and this user may not open it
     ├─ TimedOut                no answer in time; nothing was asked to change
     │   └─ OutcomeUnknown      a mutation was sent and not answered; .key finds out
     ├─ ProtocolMismatch        the two do not speak the same version; nothing was done
@@ -44,6 +45,12 @@ class DaemonUnreachable(ClientError):
     """Nobody answers at the socket's path; ``facts`` has path and errno."""
 
     code = "daemon_unreachable"
+
+
+class NotAllowed(DaemonUnreachable):
+    """The socket is there and this user may not open it."""
+
+    code = "permission_denied"
 
 
 class TimedOut(ClientError):
@@ -89,4 +96,6 @@ def unreachable(path: Path, error: OSError) -> DaemonUnreachable:
     elif error.errno == errno.ENOTSOCK:
         hint = "the path is no socket; name another with --socket"
     text = f"no daemon at {path}: {error.strerror} (errno {error.errno})"
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return NotAllowed(f"{path}: {error.strerror} (errno {error.errno})", hint, path=str(path), errno=error.errno)
     return DaemonUnreachable(text, hint, path=str(path), errno=error.errno)

@@ -79,6 +79,11 @@ def parse_date(text: str) -> str:
     raise ValueError(f"{text!r} is not a date: write 2013-10-07")
 
 
+def literal(symbol: str) -> str:
+    """A glob that a ticker alone passes."""
+    return "".join(f"[{character}]" if character in "*?[" else character for character in symbol)
+
+
 def zone_of(exchange: str) -> tzinfo:
     """The zone in which an exchange's times are shown (UTC for an exchange or zone that is not known here)."""
     from zoneinfo import ZoneInfo, ZoneInfoNotFoundError

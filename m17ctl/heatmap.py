@@ -20,7 +20,7 @@ Painter = Callable[[str, str | None], str]
 _STEPS: Final = (1, 2, 3, 5, 6, 10, 15, 30, 60, 120, 240)
 _LABEL_MAX: Final = 28
 _SHARE_WIDTH: Final = 7
-_LEGEND: Final = {
+LEGEND: Final = {
     "█": "whole",
     "·": "no data",
     "▓": "two thirds whole",
@@ -34,19 +34,20 @@ _LEGEND: Final = {
     "-": "not due",
     " ": "not applicable",
 }
-_COLORS: Final = {
-    "█": "green",
-    "·": "dim",
-    "▓": "yellow",
-    "▒": "yellow",
-    "░": "red",
-    "E": "red",
-    "P": "blue",
-    "C": "red",
-    "S": "yellow",
-    "T": "cyan",
-    "-": "dim",
+COLORS: Final = {
+    "█": "whole",
+    "·": "quiet",
+    "▓": "partial",
+    "▒": "partial",
+    "░": "trouble",
+    "E": "trouble",
+    "P": "pending",
+    "C": "trouble",
+    "S": "suspect",
+    "T": "stale",
+    "-": "quiet",
 }
+"""Character to a word of the palette, which each kind of screen has colours for."""
 
 
 def glyph(counts: Counts, *, strict: bool = False) -> str:
@@ -113,7 +114,7 @@ def heat_map(
         shown = "".join(_painted_runs(glyphs, paint))
         text.append(f"{name}{' ' * (label_width - cell_width(name))}  {shown}  {share}".rstrip())
     legend = [
-        f"{character} {meaning}" for character, meaning in _LEGEND.items() if character in seen and character != " "
+        f"{character} {meaning}" for character, meaning in LEGEND.items() if character in seen and character != " "
     ]
     each = "1 minute" if step == 1 else f"{step} minutes"
     text.extend(_wrapped([f"one character: {each}", *legend], width))
@@ -127,7 +128,7 @@ def _painted_runs(glyphs: Sequence[str], paint: Painter) -> list[str]:
         end = at
         while end < len(glyphs) and glyphs[end] == glyphs[at]:
             end += 1
-        runs.append(paint("".join(glyphs[at:end]), _COLORS.get(glyphs[at])))
+        runs.append(paint("".join(glyphs[at:end]), COLORS.get(glyphs[at])))
         at = end
     return runs
 

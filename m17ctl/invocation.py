@@ -109,6 +109,7 @@ class Invocation:
         self._connect = connect
         self._connection: Connection | None = None
         self._zone: tzinfo | None = None
+        self._began_s, self._done = self.now(), 0
 
     @property
     def connection(self) -> Connection:
@@ -145,6 +146,7 @@ class Invocation:
         Raises:
             ClientError: see `m17ctl.client`.
         """
+        self._began_s, self._done = self.now(), 0
         reply = self.connection.call(
             request,
             key=key,
@@ -155,18 +157,28 @@ class Invocation:
         return _checked(reply, expected)
 
     def stream(self, request: Request, expected: type[R]) -> Iterator[R]:
-        """Ask the daemon, and yield the pieces of its answer as they come; raises as `call`."""
+        """
+        Ask the daemon, and yield the pieces of its answer as they come; raises as `call`.
+
+        Nothing else can be asked meanwhile: a call reads past the pieces that arrive before its own reply. So the zone, which
+        people's lines need, is known before.
+        """
+        if not self.json:
+            _ = self.zone
         for reply in self.connection.stream(request, timeout_s=self._limit(False)):
             yield _checked(reply, expected)
 
     def show_progress(self, progress: Progress) -> None:
-        """Show what a long request reports."""
+        """Show what a long request or this side's own work reports: how far, how fast, how long still."""
         if self.terminal.shows_progress:
+            if progress.done < self._done:
+                self._began_s = self.now()
+            self._done = progress.done
             line = progress_line(
                 progress.done,
                 progress.total,
                 unit=progress.unit,
-                seconds=0.0,
+                seconds=self.now() - self._began_s,
                 eta_s=progress.eta_s,
                 detail=progress.detail,
             )

@@ -72,7 +72,7 @@ PANELS: Final[dict[str, dict[str, str]]] = {
 }
 """Heading of `--help` to command to the module of `m17ctl.commands` that has it."""
 MODULES: Final = {command: module for commands in PANELS.values() for command, module in commands.items()}
-OPTIONAL: Final = {"tui": "m17ctl.tui", "report": "m17ctl.report"}
+OPTIONAL: Final = {"tui": "m17ctl.tui"}
 """Commands that exist where their screen is installed."""
 
 HELP: Final = """

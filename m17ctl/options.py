@@ -78,7 +78,10 @@ ToOption = Annotated[
     typer.Option("--to", metavar="TIME", help="End, not included; the close where absent.", callback=check_time),
 ]
 SymbolsOption = Annotated[
-    str | None, typer.Option("--symbols", metavar="GLOB", help="Tickers, such as AIG or 'O:TWX*'; all where absent.")
+    str | None,
+    typer.Option(
+        "--symbols", metavar="GLOB,...", help="Tickers or globs, such as AIG or 'IBM,O:TWX*'; all where absent."
+    ),
 ]
 ContractOption = Annotated[
     str | None, typer.Option("--contract", metavar="GLOB", help="Contracts inside chains, such as 'O:TWX1406*'.")
@@ -91,6 +94,15 @@ ColumnsArgument = Annotated[
     list[str],
     typer.Argument(
         metavar="COLUMN...", help="Columns of the ledger.", autocompletion=complete_column, callback=_check_columns
+    ),
+]
+AnyColumnsArgument = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[COLUMN...]",
+        help="Columns of the ledger; all where absent.",
+        autocompletion=complete_column,
+        callback=_check_columns,
     ),
 ]
 ColumnArgument = Annotated[

@@ -18,6 +18,8 @@ from m17d.replies import Counts
 
 _SPARKS: Final = "▁▂▃▄▅▆▇█"
 _NARROWEST: Final = 6
+_LAST_NARROWEST: Final = 12
+"""How far a last column of text gives way before others do."""
 
 
 def cell_width(text: str) -> int:
@@ -39,15 +41,19 @@ def shorten(text: str, width: int) -> str:
     return kept + "…"
 
 
-def table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, width: int | None, right: str = "") -> list[str]:
+def table(
+    headers: Sequence[str], rows: Sequence[Sequence[str]], *, width: int | None, right: str = "", keep: int = 1
+) -> list[str]:
     """
     Lines of a table: columns two spaces apart, headers above; numbers to the right where ``right`` has an r.
 
-    Where ``width`` is given, the widest columns are cut until a line fits (or every column is six wide).
+    Where ``width`` is given, lines are made to fit: the last column gives way first where it is text, then the widest
+    ones. The first ``keep`` columns say what a line is about and are cut only when all else is six wide.
     """
     widths = [max([cell_width(header), *(cell_width(row[i]) for row in rows)]) for i, header in enumerate(headers)]
     if width is not None:
-        _fit(widths, width)
+        numbers = [right[index : index + 1] == "r" for index in range(len(widths))]
+        _fit(widths, width, keep, last_is_text=not numbers[-1])
     lines = []
     for row in (headers, *rows):
         cells = []
@@ -59,16 +65,33 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, width: int |
     return lines
 
 
-def _fit(widths: list[int], width: int) -> None:
+def _fit(widths: list[int], width: int, keep: int, *, last_is_text: bool) -> None:
     excess = sum(widths) + 2 * (len(widths) - 1) - width
-    while excess > 0:
-        widest = max(range(len(widths)), key=widths.__getitem__)
-        second = sorted(widths)[-2] if len(widths) > 1 else 0
+    if last_is_text and len(widths) > keep:
+        cut = max(0, min(excess, widths[-1] - _LAST_NARROWEST))
+        widths[-1] -= cut
+        excess -= cut
+    excess = _cut(widths, range(keep, len(widths)), excess)
+    _cut(widths, range(len(widths)), excess)
+
+
+def _cut(widths: list[int], among: Sequence[int], excess: int) -> int:
+    """Cut the widest of some columns, again and again, down to the narrowest; gives what could not be cut."""
+    while excess > 0 and among:
+        ordered = sorted((widths[index] for index in among), reverse=True)
+        widest = max(among, key=widths.__getitem__)
         if widths[widest] <= _NARROWEST:
-            return
+            break
+        second = ordered[1] if len(ordered) > 1 else 0
         cut = min(excess, max(1, widths[widest] - max(second, _NARROWEST)))
         widths[widest] -= cut
         excess -= cut
+    return excess
+
+
+def busy_columns(headers: Sequence[str], rows: Sequence[Sequence[str]], *, always: int) -> list[int]:
+    """Which columns say something: the first ``always``, and those where some line has neither nothing nor a nought."""
+    return [at for at in range(len(headers)) if at < always or any(row[at] not in ("", "0") for row in rows)]
 
 
 def counts_table(columns: Mapping[Column, Counts], *, width: int | None, label: str = "column") -> list[str]:

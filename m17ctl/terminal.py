@@ -8,12 +8,24 @@ results alone. This module must never talk to the daemon, and never write a cont
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
+import textwrap
 from collections.abc import Mapping
 from typing import Final, TextIO
 
-_COLORS: Final = {"red": "31", "green": "32", "yellow": "33", "blue": "34", "cyan": "36", "dim": "2", "bold": "1"}
+_COLORS: Final = {
+    "whole": "94",
+    "partial": "33",
+    "trouble": "1;91",
+    "pending": "36",
+    "suspect": "1;35",
+    "stale": "1;33",
+    "quiet": "2",
+    "bold": "1",
+}
+"""Blue against orange and yellow, never green against red; every colour's meaning is said in words or letters too."""
 _FALLBACK: Final = str.maketrans(
     {
         "█": "#",
@@ -36,6 +48,11 @@ _FALLBACK: Final = str.maketrans(
         "≥": ">",
     }
 )
+
+_PAINTED: Final = re.compile(r"(\x1b\[[0-9;]+m)([^\x1b]*)(\x1b\[0m)")
+"""A line that is painted as a whole."""
+_NO_PROSE: Final = ("m17ctl ", "$ ", "├", "│", "└")
+"""How commands to paste and trees begin."""
 
 
 class Terminal:
@@ -74,9 +91,10 @@ class Terminal:
         self._progress_length = 0
 
     def line(self, text: str = "") -> None:
-        """Write one line of the result."""
+        """Write one line of the result; on a terminal a longer one goes on, indented, below, between words."""
         self.end_progress()
-        self._stdout.write(self._shown(text) + "\n")
+        for part in self._wrapped(text):
+            self._stdout.write(self._shown(part) + "\n")
 
     def write_bytes(self, data: bytes) -> None:
         """Write encoded JSON and a line end to the result, and let the reader of a pipe see it."""
@@ -126,6 +144,29 @@ class Terminal:
         """Everything on standard input."""
         data = getattr(self._stdin, "buffer", None)
         return data.read() if data is not None else self._stdin.read().encode("utf-8")
+
+    def _wrapped(self, text: str) -> list[str]:
+        """Prose that is too long, in lines; tables, trees, fields and commands to paste stay in one piece."""
+        words = text.lstrip()
+        room = (self.width or 0) - (len(text) - len(words)) - 2
+        if not self.is_terminal or len(text) <= (self.width or len(text)):
+            return [text]
+        painted = _PAINTED.fullmatch(text)
+        if painted is not None:
+            before, inside, after = painted.groups()
+            return [before + part + after for part in self._wrapped(inside)]
+        if "\x1b" in text:
+            return [text]
+        if "  " in words or words.startswith(_NO_PROSE) or max(map(len, words.split())) > room:
+            return [text]
+        indent = text[: len(text) - len(words)]
+        return textwrap.wrap(
+            words,
+            room + len(indent) + 2,
+            initial_indent=indent,
+            subsequent_indent=f"{indent}  ",
+            break_on_hyphens=False,
+        )
 
     def _shown(self, text: str) -> str:
         return text.translate(_FALLBACK) if self._plain_text else text

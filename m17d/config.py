@@ -35,7 +35,11 @@ class RunnerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     workers: Annotated[int, Meta(ge=1, le=1024)] | None = None
     """Worker processes; None = the cores."""
+    fetchers: Annotated[int, Meta(ge=1, le=64)] = 2
+    """Processes beside the workers for what waits for a network: downloads, listings, REST."""
     flush_interval_ms: Annotated[int, Meta(ge=10, le=600_000)] = 1000
+    supersede_min_ratio: Annotated[float, Meta(ge=0, le=1)] = 0.9
+    """Share of a live or REST window's rows that a better source must bring to take its cell; 0 = any."""
     auto_recompute_sessions: Annotated[int, Meta(ge=0)] = 5
     """How many of the newest sessions are remade unasked when a recipe changes."""
 

@@ -1,128 +1,38 @@
 """
-The demonstration: M17 on one synthetic session with planted defects, seen as an operator sees it.
+The demonstration: M17 on one synthetic session with planted defects, seen as an operator sees it; ``--live``: on a feed.
 
 It writes the session, runs a daemon on it, shows the map with its holes and their causes, repairs what can be repaired
-and shows the map again. It talks to the daemon through ``m17ctl`` alone, and ends with 1 if what it shows is not true.
+and shows the map again. It ends with 1 if what it shows is not true. What comes live is in ``m17d.demo_live``.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
-import signal
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import ledger
 from engines.feeds.synthetic import Truth, write_session
+from m17ctl.errors import ClientError
+from m17d import demo_live, demo_trace
+from m17d.demo_stage import NotTrue, Stage, demand, say
 from m17d.discovery import discover
 
 SESSION: Final = "2026-03-10"
-_IDLE_WAIT_S: Final = 240.0
-_SETTLED_POLLS: Final = 3
 
 
-class NotTrue(Exception):
-    """Something that the demonstration shows is not so."""
-
-
-@dataclass(slots=True)
-class Stage:
-    """One state directory with its daemon and the folder of its files."""
-
-    root: Path
-    process: subprocess.Popen[bytes] | None = None
-
-    @property
-    def socket(self) -> Path:
-        """Where the daemon listens."""
-        return self.root / "m17d.sock"
-
-    def configure(self) -> None:
-        """Write ``m17.toml`` with every engine there is."""
-        lines = ['state_dir = "ledger.state"', "[socket]", 'path = "m17d.sock"', "[calendar]", f"year = {SESSION[:4]}"]
-        for name in discover():
-            lines.append(f"[engines.{name}]")
-            if name in ("trade_flatfile", "quote"):
-                lines += ['source = "flatfiles"', f'sessions = ["{SESSION}"]']
-            elif name == "treasury":
-                lines.append('source = "treasury/treasury-yields.json"')
-        (self.root / "m17.toml").write_text("\n".join(lines) + "\n")
-
-    def start(self) -> None:
-        """Start the daemon; its log goes to ``m17d.log``."""
-        with (self.root / "m17d.log").open("ab") as log:
-            command = [sys.executable, "-m", "m17d", "run", "--config", str(self.root / "m17.toml")]
-            self.process = subprocess.Popen(command, stdout=log, stderr=log)
-        end = time.monotonic() + 30
-        while not self.socket.exists():
-            if self.process.poll() is not None or time.monotonic() > end:
-                raise NotTrue("the daemon did not start:\n" + (self.root / "m17d.log").read_text())
-            time.sleep(0.05)
-
-    def stop(self) -> None:
-        """End the daemon, cleanly."""
-        if self.process is not None:
-            self.process.send_signal(signal.SIGTERM)
-            self.process.wait(30)
-            self.process = None
-
-    def ask(self, *words: str) -> Any:
-        """What ``m17ctl --json`` answers."""
-        command = [sys.executable, "-m", "m17ctl", "--socket", str(self.socket), "--json", *words]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-        if done.returncode:
-            raise NotTrue(f"m17ctl {' '.join(words)}: {done.stderr.strip()}")
-        lines = [json.loads(line) for line in done.stdout.splitlines() if line.strip()]
-        return lines[0] if len(lines) == 1 else lines
-
-    def show(self, *words: str) -> None:
-        """Run ``m17ctl`` as a person would, on this terminal."""
-        print(f"\n$ m17ctl {' '.join(words)}", flush=True)
-        command = [sys.executable, "-m", "m17ctl", "--socket", str(self.socket), *words]
-        subprocess.run(command, timeout=120, check=False)
-
-    def wait(self, what: str) -> None:
-        """Wait until nothing is at work, saying how far it is."""
-        started, calm = time.monotonic(), 0
-        while calm < _SETTLED_POLLS:
-            engines = self.ask("engines", "list")
-            engines = engines if isinstance(engines, list) else [engines]
-            working = [engine for engine in engines if engine["state"] == "running" or engine["backlog"]]
-            calm = 0 if working else calm + 1
-            seconds = time.monotonic() - started
-            if seconds > _IDLE_WAIT_S:
-                raise NotTrue(f"{what} did not end in {_IDLE_WAIT_S:.0f} s: {working}")
-            _progress(f"{what}: {seconds:4.0f} s  {', '.join(engine['name'] for engine in working) or 'settling'}")
-            time.sleep(0.4)
-        _progress(f"{what}: {time.monotonic() - started:.1f} s, done", last=True)
-
-
-def _progress(text: str, *, last: bool = False) -> None:
-    """One line that is written over on a terminal, and only its end elsewhere."""
-    if sys.stdout.isatty():
-        print(f"\r\x1b[K{text}", end="\n" if last else "", flush=True)
-    elif last:
-        print(text, flush=True)
-
-
-def say(text: str) -> None:
-    """A heading."""
-    print(f"\n== {text}", flush=True)
-
-
-def demand(condition: bool, what: str) -> None:
-    """Say that something is so, or end."""
-    if not condition:
-        raise NotTrue(what)
-    print(f"   true: {what}", flush=True)
+def configure(stage: Stage) -> None:
+    """Every engine there is but those that listen to a feed."""
+    engines: dict[str, dict[str, Any]] = {name: {} for name in discover() if name != "trade_ws"}
+    for name in ("trade_flatfile", "quote"):
+        engines[name] = {"source": "flatfiles", "sessions": [SESSION]}
+    engines["treasury"] = {"source": "treasury/treasury-yields.json"}
+    stage.configure(SESSION, engines)
 
 
 def check_counts(stage: Stage, truth: Truth) -> None:
@@ -162,7 +72,7 @@ def run(root: Path, *, keep: bool) -> None:
         print(f"   - {defect.kind}: {defect.symbol or 'curve'}", flush=True)
     reference, stage = Stage(root / "whole"), Stage(root / "demo")
     for one in (reference, stage):
-        one.configure()
+        configure(one)
     say("a daemon fills the ledger from the files")
     stage.start()
     try:
@@ -174,6 +84,7 @@ def run(root: Path, *, keep: bool) -> None:
         show_usable(stage)
         check_sides(stage, whole)
         check_volatilities(stage, whole)
+        show_trace(stage)
         late = planted(truth, "late_curve").facts
         demand(curve_date(stage) == late["curve_date"], f"the curve of {late['curve_date']} came and took its place")
         finish(stage, keep=keep)
@@ -237,11 +148,9 @@ def compare(stage: Stage, reference: Stage, whole: Truth) -> None:
             raise NotTrue(f"the digest of {column} differs from the undamaged run's")
     demand(digest["digest"] == expected["digest"], f"digest equals the undamaged run's: {digest['digest'][:16]}")
     counts = stage.ask("coverage", SESSION)["columns"]
-    for column in ("rf_rate_ref", "trade_ref", "quote_ref"):
-        total = counts[column]["filled"] + counts[column]["empty"] + counts[column]["cleared"]
-        demand(
-            counts[column]["filled"] == total and not counts[column]["suspect"], f"{column}: 100 % filled, none suspect"
-        )
+    for column, one in counts.items():
+        lacking = one["empty"] + one["pending"] + one["cleared"] + one["suspect"] + one["stale"]
+        demand(not lacking, f"{column}: all {one['filled']:,} cells that can be are filled, none suspect, none stale")
 
 
 def check_sides(stage: Stage, truth: Truth) -> None:
@@ -286,11 +195,24 @@ def check_volatilities(stage: Stage, truth: Truth) -> None:
 
 
 def show_usable(stage: Stage) -> None:
-    """Filled against usable, by column."""
+    """Filled against usable, by column, and why rows are of no use."""
     quality = stage.ask("coverage", SESSION, "--quality")["quality"]
-    for column, counts in quality.items():
-        if column in ("aggressor_ref", "greeks_ref"):
-            print(f"   {column}: {counts['usable_rows']:,} of {counts['rows']:,} rows usable", flush=True)
+    for column, counts in ((name, one) for name, one in quality.items() if "usable_rows" in one):
+        print(f"   {column}: {counts['usable_rows']:,} of {counts['rows']:,} rows usable", flush=True)
+    stage.show("why", "aggressor_ref", "greeks_ref", "aggs_1m", "--session", SESSION)
+
+
+def show_trace(stage: Stage) -> None:
+    """One aggregate row, traced to its files and recomputed from the rows that its lineage names."""
+    say("ACME from 10:20 to 10:25: traced to the files by lineage, recomputed from Parquet by one DuckDB statement")
+    cell = stage.ask("lineage", "ACME", f"{SESSION}T10:20", "aggs_5m")["cell"]
+    for line in demo_trace.summary(cell):
+        print(f"   {line}", flush=True)
+    with ledger.open(stage.root / "ledger.state", readonly=True) as state:
+        held = state.scan("aggs_5m", symbols="ACME", sessions=SESSION).collect().row(50, named=True)
+    apart = demo_trace.differences(demo_trace.recompute(cell, stage.root / "ledger.state/artifacts"), held)
+    worst = max(apart.values())
+    demand(worst < 1e-9, f"{len(apart)} metrics come out alike, the worst of them {worst:.0e} apart")
 
 
 def finish(stage: Stage, *, keep: bool) -> None:
@@ -306,13 +228,18 @@ def finish(stage: Stage, *, keep: bool) -> None:
 
 def main() -> int:
     """Entry point; 0 when everything shown was true."""
-    parser = argparse.ArgumentParser(prog="scripts/demo", description="M17 on one synthetic session, from nothing.")
+    parser = argparse.ArgumentParser(prog="scripts/demo", description="M17 on one session, from nothing.")
     parser.add_argument("--keep", action="store_true", help="leave the daemon and its folder")
+    parser.add_argument("--live", action="store_true", help="the session comes from a live feed that breaks down")
+    demo_live.add_arguments(parser)
     arguments = parser.parse_args()
     root = Path(tempfile.mkdtemp(prefix="m17-demo-"))
     try:
-        run(root, keep=arguments.keep)
-    except NotTrue as error:
+        if arguments.live:
+            demo_live.run(root, demo_live.play_of(arguments, SESSION), keep=arguments.keep)
+        else:
+            run(root, keep=arguments.keep)
+    except (NotTrue, ClientError) as error:
         print(f"\nm17 demo: not true: {error}", file=sys.stderr)
         return 1
     finally:

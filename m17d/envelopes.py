@@ -49,10 +49,16 @@ class Piece(NamedTuple):
     durable: bool = False
 
 
-Answer = Reply | Piece | Iterator[Reply | Piece | None]
+class Rest(NamedTuple):
+    """What a streamed answer yields while it waits for something else: it is stepped again after so long, not at once."""
+
+    seconds: float
+
+
+Answer = Reply | Piece | Iterator[Reply | Piece | Rest | None]
 """
 What a handler answers: a reply, or an iterator that is stepped once a turn of the daemon's loop. An iterator yields replies
-and pieces, `Progress`, or None for "worked a little, nothing to say"; the pieces joined are the reply.
+and pieces, `Progress`, None for "worked a little, nothing to say", or `Rest`; the pieces joined are the reply.
 """
 
 
@@ -248,7 +254,7 @@ def join_pieces(pieces: Iterable[Reply]) -> Reply:
     """
     One reply from the pieces of a streamed answer: lists one behind the other, mappings merged, the rest from the last.
 
-    Not for `BulkReply` and `ExportReply`, whose pieces stand alone.
+    Not for `BulkReply`, `GridReply` and `ExportReply`, whose pieces stand alone.
 
     Raises:
         ValueError: there is no piece.

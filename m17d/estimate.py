@@ -67,7 +67,7 @@ def check(config: Config) -> list[str]:
     ]
     for name, engine in engines.items():
         sessions = _sessions(engine, calendar)
-        lines.append(f"engine     {name}: {', '.join(engine.writes)}" + _span(sessions))
+        lines.append(f"engine     {name}: {', '.join(engine.writes) or 'fills no column'}" + _span(sessions))
         source = getattr(engine, "source", None)
         if isinstance(source, Path) and not source.exists():
             raise ConfigError(f"[engines.{name}]: source {source} does not exist", "correct the path")
@@ -89,9 +89,13 @@ def _span(sessions: list[str]) -> str:
 
 
 def _sessions(engine: Engine, calendar: Calendar) -> list[str]:
-    """Sessions that a flat-file engine's config names; all of the year where it names none. Checks that they exist."""
+    """
+    Sessions that a flat-file engine's config names; all of the year where it names none. Checks that they exist.
+
+    An engine whose ``sessions`` is something else, such as how many it looks at, names none.
+    """
     config: Any = getattr(engine, "config", None)
-    if not hasattr(config, "sessions"):
+    if not isinstance(getattr(config, "sessions", 0), list | tuple | None):
         return []
     if config.sessions is not None:
         for session in config.sessions:

@@ -33,9 +33,10 @@ class GuardLimits:
     """
     When the guard acts.
 
-    No connection is admitted while the next descriptor's number is at or above ``full_share`` of the limit, but not below
-    ``full_least`` nor above ``full_most``. What lies between there and the limit is what a flood can take while this process
-    waits for a processor: a limit of 1,024 has held on a loaded machine, 256 has not.
+    Connections may take ``full_share`` of the limit of descriptors, but not fewer than ``full_least`` nor more than
+    ``full_most``, beside those that the daemon has for itself; nobody is admitted beyond, nor when less than ``kept_share`` of
+    the limit is left. What lies between there and the limit is what a flood can take while this process waits for a processor:
+    a limit of 1,024 has held on a loaded machine, 256 has not, so the daemon raises what it starts with.
     Then processes that hold more than ``connections_per_process`` lose theirs. ``memory_growth_bytes`` is anonymous memory gained since the guard last found no
     connection with input waiting. Then every connection's input is looked at ``looks`` times; one that had some waiting in
     ``looks_guilty`` of them, or ``pending_bytes`` at once, is ended. A peer that feeds half a message slowly enough to be seen
@@ -45,6 +46,7 @@ class GuardLimits:
     full_share: float = 0.125
     full_least: int = 48
     full_most: int = 4_096
+    kept_share: float = 0.25
     connections_per_process: int = 32
     memory_growth_bytes: int = 32 << 20
     pending_bytes: int = 32 << 10
@@ -62,7 +64,9 @@ class Guard:
         self._listening = listening
         self._limits = limits
         self._monotonic = monotonic
-        self._full_mark = min(max(int(soft * limits.full_share), limits.full_least), limits.full_most)
+        self._room = min(max(int(soft * limits.full_share), limits.full_least), limits.full_most)
+        self._most = soft - int(soft * limits.kept_share)
+        self._full_mark = min(self._room, self._most)
         self._memory_base = anonymous_bytes()
         self._next = 0.0
         self._looks = 0
@@ -83,12 +87,22 @@ class Guard:
             self._listening.admit(False)
         if due:
             if full:
-                held = self._listening.connections()
-                self.connections_ended += self._listening.hang_up(greediest(held, self._limits.connections_per_process))
+                full = self._make_room()
             self._look_at_memory()
             self._next = now + (SUSPICION_SECONDS if self.suspicious else GUARD_SECONDS)
         if not full:
             self._listening.admit(True)
+
+    def _make_room(self) -> bool:
+        """Whether it is connections that took the descriptors, or hardly any is left; those of the greedy are ended then."""
+        held = self._listening.connections()
+        # Files of a year are many; only what peers took is held against them.
+        own = self._listening.lowest_free_descriptor() - len(held)
+        self._full_mark = min(own + self._room, self._most)
+        if self._listening.lowest_free_descriptor() < self._full_mark:
+            return False
+        self.connections_ended += self._listening.hang_up(greediest(held, self._limits.connections_per_process))
+        return True
 
     @property
     def suspicious(self) -> bool:

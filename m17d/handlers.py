@@ -7,27 +7,33 @@ never know a socket.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, assert_never
 
-import msgspec
-
-from ledger.columns import Column
 from ledger.sources import SourceRecord, SourceState
 from ledger.state import State
 from m17d import outcomes, protocol, replies
-from m17d.changing import Changing, audit_operator
-from m17d.changing import claimed as claims
+from m17d.changing import Changing
 from m17d.config import Config
-from m17d.envelopes import Answer, Claimed, operation_of
+from m17d.daily import report, shown
+from m17d.denials import Denials
+from m17d.doctoring import Doctoring
+from m17d.durability import when_durable
+from m17d.envelopes import Answer, Claimed, Piece, Rest, operation_of
 from m17d.explaining import Explaining
-from m17d.exposition import Exposition
+from m17d.exposition import Events, Exposition
+from m17d.gridding import Gridding
+from m17d.happenings import Happenings
+from m17d.latency import Latency
 from m17d.peers import Context, Peer
 from m17d.protocol import PROTOCOL_MAX, PROTOCOL_MIN, Request
-from m17d.reading import Reading, source_reply
+from m17d.reading import Reading
 from m17d.remembering import Remembering
 from m17d.runner import Runner
 from m17d.supervising import Supervising
+from m17d.taking import audit_operator
+from m17d.taking import claimed as claims
 from m17d.tracing import Tracing
 from m17d.upkeep import Upkeep
 from m17d.wholeness import Wholeness, facts_of
@@ -57,19 +63,46 @@ class Handlers:
         self.publish: Callable[[str, dict[str, Any]], object] = lambda _topic, _facts: None
         self.reading = Reading(state, runner, version=version)
         self.explaining = Explaining(state, runner, self.reading)
+        self.gridding = Gridding(state, self.reading)
         self.changing = Changing(state, runner, self.reading)
-        self.wholeness = Wholeness(state, runner, self.reading)
-        self.exposition = Exposition(state, runner, self.reading)
+        self.wholeness = Wholeness(state, runner, self.reading, self.explaining)
+        self.happenings = Happenings(runner, self.wholeness)
+        self.requests: dict[str, Latency] = {}
+        events = Events(operator=self.changing.events, requests=self.requests, turns=runner.turns)
+        self.exposition = Exposition(state, runner, self.reading, self.wholeness, events, version=version)
         self.tracing = Tracing(state, self.reading)
-        self.upkeep = Upkeep(state, runner, config)
+        self.upkeep = Upkeep(state, runner, config, self.reading.runway)
+        self.changing.taking.is_collecting = lambda: self.upkeep.is_collecting
+        self.doctoring = Doctoring(state, runner, self.reading.runway, running=version)
         self.remembering = Remembering(state)
+        self.denials = Denials(state)
         self.supervising = Supervising(state, runner)
+        self.found = self.changing.taking.unfinished.settle(self.remembering)
+        """What an earlier process left undone and was set right, a line each."""
 
     # ---- what the server asks
 
+    def durably(self, reply: replies.Reply) -> Iterator[replies.Reply | Piece | Rest | None]:
+        """A reply that was given before, when what is written by now is on disk."""
+        return when_durable(self.state, lambda: reply)
+
     def handle(self, request: Request, context: Context) -> Answer:
         """The answer to one request; raises LedgerError or Refused."""
+        began_s = time.perf_counter()
+        try:
+            return self._answer(request, context)
+        finally:
+            operation = operation_of(request)
+            took_s = time.perf_counter() - began_s
+            if operation not in self.requests:
+                self.requests[operation] = Latency()
+            self.requests[operation].took(took_s)
+            self.runner.turns.took(f"request {operation}", took_s)
+
+    def _answer(self, request: Request, context: Context) -> Answer:
         if isinstance(request, Change):
+            if context.durable:
+                return when_durable(self.state, lambda: self._change(request, context))
             return self._change(request, context)
         match request:
             case protocol.HelloRequest():
@@ -86,6 +119,8 @@ class Handlers:
                 return self.reading.rows(request)
             case protocol.BulkRequest():
                 return self.reading.bulk(request)
+            case protocol.GridRequest():
+                return self.gridding.grid(request)
             case protocol.PayloadRequest():
                 return self.reading.payload(request)
             case protocol.WhyRequest():
@@ -107,6 +142,10 @@ class Handlers:
             case _:
                 return self._look_after(request, context)
 
+    def _metrics(self) -> Iterator[outcomes.MetricsReply | None]:
+        yield from self.exposition.gather()
+        yield outcomes.MetricsReply(text=self.exposition.text())
+
     def _look_after(self, request: Care, context: Context) -> Answer:
         """The reads about the daemon itself rather than its cells."""
         match request:
@@ -121,13 +160,13 @@ class Handlers:
             case protocol.PriorityShowRequest():
                 return self.wholeness.show(request.id)
             case protocol.MetricsRequest():
-                return outcomes.MetricsReply(text=self.exposition.text())
+                return self._metrics()
             case protocol.DoctorRequest():
-                return self.upkeep.doctor()
+                return self.doctoring.doctor()
             case protocol.VerifyRequest():
                 return self.upkeep.verify(request)
             case protocol.ReportRequest():
-                return self._report(request)
+                return report(self.state, self.reading, self.explaining, request.session)
             case protocol.SubscribeRequest() | protocol.CreditRequest() | protocol.CancelRequest():
                 raise AssertionError("the server answers these itself")
             case _:
@@ -137,7 +176,7 @@ class Handlers:
         """The requests that change something; the server has checked role and key."""
         match request:
             case protocol.ClearRequest() | protocol.RefreshRequest():
-                return self.changing.take(request, context)
+                return self.changing.taking.take(request, context)
             case protocol.UndoRequest():
                 return self.changing.undo(request, context)
             case protocol.AcceptRequest():
@@ -153,7 +192,7 @@ class Handlers:
             case protocol.BackupRequest():
                 return self.upkeep.backup(request)
             case protocol.GcRequest():
-                return self.upkeep.collect(request)
+                return self.upkeep.collect(request, context)
             case _:
                 assert_never(request)
 
@@ -164,17 +203,14 @@ class Handlers:
     def remember(self, key: str, request: Request, peer: Peer, reply: replies.Reply) -> None:
         """Keep the answer under the key, over restarts."""
         self.remembering.remember(key, request, peer, reply)
+        if isinstance(reply, outcomes.OperationReply):
+            self.changing.taking.unfinished.end(reply.operation)
         self.publish("operation", {"op": operation_of(request), "key": key, "user": peer.user})
 
     def denied(self, request: Request, peer: Peer, claimed: Claimed) -> None:
         """Audit an attempt without the role."""
         context = Context(peer, claimed=claimed)
-        self.state.audit.append(
-            operation_of(request),
-            audit_operator(context),
-            claimed=claims(context),
-            result="denied: role operate needed",
-        )
+        self.denials.note(operation_of(request), audit_operator(context), claims(context))
 
     # ---- small answers
 
@@ -195,38 +231,12 @@ class Handlers:
         )
 
     def _audit(self, request: protocol.AuditRequest) -> outcomes.AuditReply:
-        records = self.state.audit.tail(request.tail or 1 << 30)
-        shown = []
-        for record in records:
-            fields = msgspec.to_builtins(record)
-            fields["ts"] = fields.pop("ts_ns")
-            shown.append(fields)
+        records = [shown(record) for record in self.state.audit.tail(request.tail or 1 << 30)]
         if not request.verify:
-            return outcomes.AuditReply(records=shown)
+            return outcomes.AuditReply(records=records)
         findings = self.state.audit.verify()
         chain = "intact" if not findings else f"broken at {findings[0]}"
-        return outcomes.AuditReply(records=shown, chain=chain)
-
-    def _report(self, request: protocol.ReportRequest) -> Iterator[outcomes.ReportReply | None]:
-        """What a day's report is made of: coverage, sources, causes and the operations on the session."""
-        coverage = self.reading.coverage(protocol.CoverageRequest(session=request.session, by="minute", quality=True))
-        yield None
-        causes: list[replies.Cause] = []
-        if coverage.symbols:
-            asked = protocol.WhyRequest(columns=list(Column), range=protocol.Range(session=request.session))
-            for step in self.explaining.why(asked):
-                causes = causes if step is None else step.groups
-                yield None
-        counts = {column: msgspec.to_builtins(one) for column, one in coverage.columns.items()}
-        records = [msgspec.to_builtins(record) for record in self.state.audit.tail(10_000)]
-        yield outcomes.ReportReply(
-            session=request.session,
-            verdict=self.reading.verdict(counts),
-            coverage=coverage,
-            sources=[source_reply(record) for record in self.state.sources.for_session(request.session)],
-            causes=[cause for cause in causes if cause.cause not in ("filled", "not_applicable", "not_due")],
-            operations=[record for record in records if record["range"].get("session") == request.session],
-        )
+        return outcomes.AuditReply(records=records, chain=chain)
 
     def _control(self, request: protocol.EnginesControlRequest, context: Context) -> outcomes.EngineReply:
         self.reading.engine(request.engine)
@@ -264,13 +274,19 @@ class Handlers:
         self.publish("region", facts_of(region))
         return region
 
-    def retire_regions(self) -> None:
-        """Retire the regions that are whole; called every second."""
-        for region in self.wholeness.retire():
+    def retire_regions(self) -> list[outcomes.RegionReply]:
+        """Retire the regions that are whole, and say which, and what moved by itself; called every second."""
+        retired = self.wholeness.retire()
+        for region in retired:
             self.publish("region", facts_of(region))
+        for topic, facts in self.happenings.moved():
+            self.publish(topic, facts)
+        return retired
 
     def housekeeping(self) -> None:
-        """Drop idle sessions; called every half minute."""
+        """Drop idle sessions, write down who tried in vain and how far columns lie behind; called every half minute."""
+        self.denials.settle()
+        self.reading.lag_history.sample()
         for ledger in (self.state.trade, self.state.enrichment):
             ledger.drop_idle()
 

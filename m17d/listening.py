@@ -35,6 +35,10 @@ SOCKET_PATH_BYTES_MAX: Final = 107
 """Longest path of a Unix socket that Linux takes, without the closing zero."""
 BACKLOG_MAX: Final = 512
 """Connections that wait in the kernel while the daemon recovers or has taken its listener back; fewer where descriptors are."""
+DESCRIPTORS_WANTED: Final = 4_096
+"""Limit of descriptors that a daemon of a year and its clients are at ease with: two files a session, one a connection."""
+DESCRIPTORS_SAFE: Final = 1_024
+"""Least limit with which a daemon has stood a flood of connections on a loaded machine."""
 _GREETING_SECONDS: Final = 10.0
 _SYSTEMD_FIRST_DESCRIPTOR: Final = 3
 _CREDENTIALS: Final = struct.Struct("=3i")
@@ -216,11 +220,17 @@ def check_socket_path(path: Path) -> None:
 
 
 def raise_descriptor_limit() -> int:
-    """Raise this process's soft limit of descriptors to the hard one; returns the limit that holds now."""
+    """Raise this process's limit of descriptors as far as it may be raised; returns the limit that holds now."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard not in (soft, resource.RLIM_INFINITY):
+    if hard != resource.RLIM_INFINITY and hard < DESCRIPTORS_WANTED:
+        # Only root may; for others the service manager's limit is the one to raise.
         with contextlib.suppress(OSError, ValueError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, DESCRIPTORS_WANTED))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = max(soft, DESCRIPTORS_WANTED) if hard == resource.RLIM_INFINITY else hard
+    if wanted != soft:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
     return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 

@@ -118,17 +118,12 @@ def roll(
     """Make the state of a new year, of the same exchange and option rows as the old one."""
     from ledger.state import create_state, open_state
 
-    kept = 0
     with _errors():
         with open_state(old, readonly=True) as before:
             exchange, option_rows = before.exchange, before.option_rows
             names = [before.symbols.name(one) for one in before.symbols.glob(keep_symbols)] if keep_symbols else []
-        create_state(state, year=year, exchange=exchange, option_rows=option_rows)
-        if names:
-            with open_state(state) as opened:
-                kept = len(opened.symbols.allocate(names).allocated)
-                opened.symbols.flush()
-    print(f"made {state} for {exchange} {year}, with {kept} symbols of {old}")
+        create_state(state, year=year, exchange=exchange, option_rows=option_rows, symbols=names)
+    print(f"made {state} for {exchange} {year}, with {len(names)} symbols of {old}")
 
 
 @app.command()

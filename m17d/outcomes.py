@@ -31,6 +31,7 @@ EXIT_CODES: Final[dict[str, int]] = {
     "minute_out_of_session": 6,
     "unknown_session": 6,
     "unknown_payload": 6,
+    "rows_retired": 6,
     # refused as unsafe, or in conflict
     "confirm_required": 5,
     "expectation_failed": 5,
@@ -87,7 +88,12 @@ class Progress(Reply, frozen=True, kw_only=True):
 
 
 class EngineReply(Reply, frozen=True, kw_only=True):
-    """An engine in full. ``facts`` are the engine's own counters."""
+    """
+    An engine in full. ``facts`` are the engine's own counters.
+
+    While it works, ``done`` of ``total`` (in ``unit``: cells or tasks) says how far it is in what it has to do, and
+    ``eta_s`` when it will be done at the speed it had so far.
+    """
 
     name: str
     state: str
@@ -98,6 +104,10 @@ class EngineReply(Reply, frozen=True, kw_only=True):
     writes: list[Column] = field(default_factory=list)
     restarts: int = 0
     paused_by: str = ""
+    done: int = 0
+    total: int = 0
+    unit: str = ""
+    eta_s: float | None = None
     facts: dict[str, Any] = field(default_factory=dict)
 
 
@@ -157,7 +167,11 @@ class OperationRecord(Reply, frozen=True, kw_only=True):
 
 
 class RegionReply(Reply, frozen=True, kw_only=True):
-    """A priority region: ``minutes`` windows in it, ``complete`` of them whole; state is active, complete or stuck."""
+    """
+    A priority region: ``minutes`` windows in it, ``complete`` of them whole; state is active, complete or stuck.
+
+    ``whole`` says how many windows are whole by column; those that are not due or not applicable are in none.
+    """
 
     id: int
     symbol: str
@@ -169,6 +183,7 @@ class RegionReply(Reply, frozen=True, kw_only=True):
     complete: int
     state: str
     operator: str
+    whole: CellsByColumn = field(default_factory=dict)
 
 
 class RegionsReply(Reply, frozen=True, kw_only=True):
@@ -246,9 +261,10 @@ class BackupReply(Reply, frozen=True, kw_only=True):
 
 
 class GcReply(Reply, frozen=True, kw_only=True):
-    """What no cell named and was removed, or would be."""
+    """What was removed, or would be: what no cell named, and quotes by their age (``records``: of cells that stay)."""
 
     removed: Orphans
+    retired: Orphans = field(default_factory=Orphans)
     dry_run: bool
 
 

@@ -102,6 +102,11 @@ class Peers:
     _known: dict[str, Peer] = field(default_factory=dict)
     _until: float = 0.0
 
+    def let_operate(self, users: Collection[str], groups: Collection[str]) -> None:
+        """Other users and groups may operate from now on, and those who no longer may, may not."""
+        self.operate_users, self.operate_groups = users, groups
+        self._known.clear()
+
     def of(self, address: str) -> Peer | None:
         """The peer behind ``host:uid:gid:pid``; None where the address has another form."""
         now = self.monotonic()

@@ -25,9 +25,13 @@ PROTOCOL_MIN: Final = 1
 PROTOCOL_MAX: Final = 1
 """Versions of the protocol that this module speaks, both included."""
 
+TOPICS: Final = ("slots", "task", "engine", "region", "operation", "blocked")
+"""What events are about; see Events in protocol.md."""
+
 Time = int | str
 """A point in time: integer nanoseconds UTC, or ISO text, exchange-local unless it carries an offset (the daemon resolves)."""
 Name = Annotated[str, Meta(min_length=1, max_length=256)]
+Globs = Annotated[str, Meta(min_length=1, max_length=4096)]
 Date = Annotated[str, Meta(pattern=r"^\d{4}-\d{2}-\d{2}$")]
 CauseText = Annotated[str, Meta(min_length=1, max_length=1000)]
 Columns = Annotated[list[Column], Meta(min_length=1, max_length=11)]
@@ -38,13 +42,13 @@ class Range(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbi
     """
     A selection of windows and symbols: half-open in time, within one session, all symbols where ``symbols`` is absent.
 
-    ``symbols`` is a glob over tickers; ``contract`` a glob over the contracts inside chains, for reads only.
+    ``symbols`` are globs over tickers, separated by commas; ``contract`` a glob over the contracts inside chains, for reads only.
     """
 
     session: Date
     from_ts: Time | None = None
     to_ts: Time | None = None
-    symbols: Name | None = None
+    symbols: Globs | None = None
     contract: Name | None = None
 
 
@@ -90,7 +94,7 @@ class CoverageRequest(ReadRequest, frozen=True, tag="coverage"):
     session: Date
     by: Literal["symbol", "minute", "source"] | None = None
     quality: bool = False
-    symbols: Name | None = None
+    symbols: Globs | None = None
 
 
 class RowRequest(ReadRequest, frozen=True, tag="row"):
@@ -118,6 +122,20 @@ class BulkRequest(ReadRequest, frozen=True, tag="bulk"):
     reply = replies.BulkReply
     ledger: LedgerKind
     range: Range
+
+
+class GridRequest(ReadRequest, frozen=True, tag="grid"):
+    """
+    Count the cells of a symbol and of the options on it by column over time, for screens; of all symbols without ``symbol``.
+
+    Each session of the span, both ends included, is cut into cells of ``step_minutes``; 390 makes one of each.
+    """
+
+    reply = replies.GridReply
+    from_session: Date
+    to_session: Date
+    symbol: Name | None = None
+    step_minutes: Annotated[int, Meta(ge=1, le=390)] = 390
 
 
 class PayloadRequest(ReadRequest, frozen=True, tag="payload"):
@@ -167,7 +185,7 @@ class SymbolsListRequest(ReadRequest, frozen=True, tag="symbols_list"):
     """List the symbols whose ticker passes the glob."""
 
     reply = replies.SymbolsReply
-    symbols: Name | None = None
+    symbols: Globs | None = None
 
 
 class SymbolsResolveRequest(ReadRequest, frozen=True, tag="symbols_resolve"):
@@ -380,7 +398,7 @@ class CancelRequest(ReadRequest, frozen=True, tag="cancel"):
 
 
 Request = (
-    HelloRequest | PingRequest | StatusRequest | CoverageRequest | RowRequest | RowsRequest | BulkRequest
+    HelloRequest | PingRequest | StatusRequest | CoverageRequest | RowRequest | RowsRequest | BulkRequest | GridRequest
     | PayloadRequest | LineageRequest | WhyRequest | ExportRequest | WaitRequest
     | SymbolsListRequest | SymbolsResolveRequest | SessionsListRequest | DigestRequest | VerifyRequest | ReportRequest
     | AuditRequest | OperationRequest | MetricsRequest | DoctorRequest | EnginesListRequest

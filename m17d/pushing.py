@@ -11,13 +11,14 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
-from m17d.envelopes import END, EVENT, PROGRESS, Piece, Refused, join_pieces
+from m17d.envelopes import END, EVENT, PROGRESS, Piece, Refused, Rest, join_pieces
 from m17d.outcomes import EndReply, Progress, SubscribeReply
 from m17d.outgoing import Outgoing
 from m17d.peers import Peer
 from m17d.protocol import CancelRequest, CreditRequest, Request, SubscribeRequest
 from m17d.replies import Reply
 from m17d.streams import Counters, EventLog, Limits, Origin, Stream, Subscription
+from m17d.turns import Turns
 
 Attempt = Callable[[Origin, Callable[[], None]], bool]
 Remember = Callable[[str, Request, Peer, Reply], None]
@@ -38,7 +39,9 @@ class Pushing:
         events: EventLog,
         limits: Limits,
         counters: Counters,
+        turns: Turns,
     ) -> None:
+        self._turns = turns
         self._outgoing = outgoing
         self._attempt = attempt
         self._remember = remember
@@ -51,17 +54,20 @@ class Pushing:
     @property
     def busy(self) -> bool:
         """Whether a stream can go on at once."""
-        return any(stream.held is None for stream in self._streams.values())
+        now = time.monotonic()
+        return any(stream.held is None and stream.rests_until <= now for stream in self._streams.values())
 
     @property
     def waiting(self) -> bool:
-        """Whether something only waits for room in the socket."""
+        """Whether something only waits for room in the socket, or rests for a moment."""
         queued = any(subscription.queue for subscription in self._subscriptions.values())
         return queued or any(stream.runnable for stream in self._streams.values())
 
-    def start(self, origin: Origin, iterator: Iterator[Reply | Piece | None], credit: int) -> None:
+    def start(
+        self, origin: Origin, iterator: Iterator[Reply | Piece | Rest | None], credit: int, *, replayed: bool = False
+    ) -> None:
         """
-        Begin a streamed answer.
+        Begin a streamed answer; ``replayed``: of a mutation that was done before, so that it is not remembered again.
 
         Raises:
             Refused: ``busy`` where the client or the server has as many streams as it may; the iterator is closed.
@@ -71,7 +77,7 @@ class Pushing:
             _close(iterator)
             raise Refused("busy", f"{of_client} streams of this client are open", "read them to the end, or cancel one")
         credit = max(1, min(credit, self._limits.credit))
-        self._streams[origin.route, origin.id] = Stream(origin, iterator, credit, time.monotonic())
+        self._streams[origin.route, origin.id] = Stream(origin, iterator, credit, time.monotonic(), replayed=replayed)
 
     def running(self, origin: Origin) -> bool:
         """Whether this very request is being answered already: its caller sent it twice to be sure."""
@@ -197,7 +203,7 @@ class Pushing:
                 return
         failed = False
         for _ in range(_PIECES_PER_TURN):
-            if failed or not stream.runnable or (stream.exhausted and stream.held is None):
+            if failed or not stream.runnable or (stream.exhausted and stream.held is None) or stream.rests_until > now:
                 break
             failed = not self._attempt(stream.origin, lambda: self._step(stream, now))
             # One slow step, or no room in the socket: the others' turn.
@@ -212,17 +218,22 @@ class Pushing:
             return
         if stream.detached:
             stream.held = None
+            stream.later.clear()
             return
         allowed = stream.credit > 0 or stream.exhausted
         if stream.held is not None and allowed and self._outgoing.send(stream.origin.route, stream.held):
-            stream.held = None
+            stream.held = stream.later.popleft() if stream.later else None
             stream.credit -= not stream.exhausted
 
     def _next_piece(self, stream: Stream, now: float) -> bool:
         """Step the iterator; whether there is a piece to send now."""
         origin = stream.origin
-        item: Any = next(stream.iterator, _ENDED)
+        with self._turns.step(f"stream {origin.operation}"):
+            item: Any = next(stream.iterator, _ENDED)
         if item is None:
+            return False
+        if isinstance(item, Rest):
+            stream.rests_until = time.monotonic() + item.seconds
             return False
         if isinstance(item, Progress):
             if stream.may_report(now) and not stream.detached:
@@ -230,19 +241,40 @@ class Pushing:
             return False
         if item is _ENDED:
             stream.exhausted = True
-            if origin.key and origin.request is not None:
-                self._remember(origin.key, origin.request, origin.peer, join_pieces(stream.pieces))
-            stream.held = self._outgoing.frames(origin, END, EndReply(), durable=stream.durable, piece=stream.sent)
+            if origin.key and origin.request is not None and not stream.replayed:
+                self._remember(
+                    origin.key, origin.request, origin.peer, join_pieces([one.body for one in stream.pieces])
+                )
+            stream.later.extend([self._framed(stream, one) for one in stream.pieces])
+            end = self._outgoing.frames(
+                origin, END, EndReply(), durable=stream.durable, replayed=stream.replayed, piece=stream.sent
+            )
+            stream.later.append(end)
+            stream.held = stream.later.popleft()
             return True
         piece = item if isinstance(item, Piece) else Piece(item)
         if origin.key:
-            stream.pieces.append(piece.body)
+            # Who has heard a piece does not ask again: a daemon killed before it has remembered would leave him waiting.
+            stream.pieces.append(piece)
+            return False
+        stream.held = self._framed(stream, piece)
+        return True
+
+    def _framed(self, stream: Stream, piece: Piece) -> list[bytes | memoryview]:
+        """A piece as it goes to the reader that the stream has now."""
         stream.durable = piece.durable
-        stream.held = self._outgoing.frames(
-            origin, origin.operation, piece.body, piece.slab, durable=piece.durable, more=True, piece=stream.sent
+        frames = self._outgoing.frames(
+            stream.origin,
+            stream.origin.operation,
+            piece.body,
+            piece.slab,
+            durable=piece.durable,
+            replayed=stream.replayed,
+            more=True,
+            piece=stream.sent,
         )
         stream.sent += 1
-        return True
+        return frames
 
     def _leave(self, place: Place) -> None:
         """The reader is gone: a read ends, a mutation goes on without one."""

@@ -7,42 +7,52 @@ never change anything, and never know a socket.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any
 
 import msgspec
 import numpy as np
 
-from engines.contract import Deriving
-from ledger.columns import Column, LedgerKind, PayloadKind, Source, Status
+from ledger.columns import MINUTES_PER_SESSION, UPSTREAM, Column, LedgerKind, PayloadKind, Source, Status
 from ledger.coverage import (
-    COUNT_NAMES,
     Planes,
-    counts_unmapped,
-    mark,
     planes,
-    sessions_in_use,
     sources_of,
     with_options,
 )
 from ledger.digests import session_digest
 from ledger.errors import AddressError
-from ledger.frames import named_rows
+from ledger.frames import NamedRows, named_rows
 from ledger.layout import COLUMNS_OF, ROW_BYTES
-from ledger.records import describe
-from ledger.rows import Row, Slot
-from ledger.sources import SourceRecord, SourceState
+from ledger.records import RECORD_RETIRED, describe
+from ledger.rows import EMPTY_SLOT, Slot
+from ledger.sources import SourceRecord
 from ledger.state import State
 from m17d import outcomes, protocol, replies
 from m17d.envelopes import Piece, Refused
+from m17d.lag_history import LagHistory
+from m17d.measuring import Measuring, as_counts, totals
+from m17d.quality import Quality
 from m17d.runner import Runner
+from m17d.runway import SHORT_DAYS, Runway
+from m17d.verdict import look, verdict
+from m17d.worth import Worth
 
 _SLAB_BYTES = 1 << 20
+_LOOKED_AT_MAX = 16
+"""For so few symbols a session is not mapped: its file is looked into."""
+_TIED_SHARE = 0.10
+_EMPTY = replies.SlotReply(
+    status="empty", source="none", flags=[], payload_type="none", payload_id=0, version=0, checksum=0, inputs=0,
+    last_updated_ns=0,
+)  # fmt: skip
+"""A cell that was never written, of which most rows are made."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +79,12 @@ class Reading:
         self.state = state
         self.runner = runner
         self.version = version
+        self.worth = Worth(state, runner)
+        self._ties = Quality(state, Column.AGGRESSOR_REF, ("observation_count", "tied"))
         self._started_s = time.monotonic()
-        self._counts: dict[str, tuple[tuple[Any, ...], dict[Column, dict[str, int]]]] = {}
+        self.measuring = Measuring(state, self)
+        self.runway = Runway(state)
+        self.lag_history = LagHistory(self.measuring)
 
     # ---- resolving
 
@@ -105,8 +119,8 @@ class Reading:
     def _matching(self, universe: np.ndarray, pattern: str | None) -> np.ndarray:
         if pattern is None:
             return universe
-        names = self.state.symbols
-        return np.array([one for one in universe if fnmatchcase(names.name(int(one)), pattern)], dtype=np.int64)
+        chosen: np.ndarray = universe[np.isin(universe, self.state.symbols.glob(pattern))]
+        return chosen
 
     def covers(self, session: str, column: Column) -> np.ndarray | None:
         """bool[symbols], for which symbols of a session a configured engine should fill a column; None for none."""
@@ -130,8 +144,8 @@ class Reading:
         """
         minutes = int(self.state.calendar.minutes[self.state.calendar.session_seq(session)])
         found = np.zeros((len(symbol_ids), minutes), dtype=bool)
-        for engine in self.runner.engines.values():
-            if column not in engine.writes or not isinstance(engine, Deriving):
+        for name, engine in self.runner.deriving.items():
+            if column not in self.runner.engines[name].writes:
                 continue
             if by_recipe is not True:
                 found |= engine.stale(session, column, symbol_ids)
@@ -140,8 +154,10 @@ class Reading:
                 found = recipe if by_recipe else found & ~recipe
         return found
 
-    def planes(self, session: str, column: Column, symbol_ids: np.ndarray, options: np.ndarray) -> Planes:
-        """Cells of a column, with what the configured engines cover."""
+    def planes(
+        self, session: str, column: Column, symbol_ids: np.ndarray, options: np.ndarray, *, judged: bool = True
+    ) -> Planes:
+        """Cells of a column, with what the configured engines cover; without ``judged`` none shows as stale."""
         return planes(
             self.state,
             session,
@@ -150,27 +166,28 @@ class Reading:
             covered=self.covers(session, column),
             has_options=options,
             now_ns=self.state.system.now_ns(),
-            stale=self.stale(session, column, symbol_ids),
+            stale=self.stale(session, column, symbol_ids) if judged else None,
         )
 
     # ---- status
 
     def status(self) -> replies.StatusReply:
         """The whole state in one page."""
-        totals: dict[Column, dict[str, int]] = {column: dict.fromkeys(COUNT_NAMES, 0) for column in Column}
-        for session in sessions_in_use(self.state):
-            for column, counts in self.session_counts(session).items():
-                for name, number in counts.items():
-                    totals[column][name] += number
+        in_use = self.measuring.sessions()
+        counted = as_counts(totals(in_use))
         engines = {}
         for name in self.runner.engines:
             health = self.runner.health(name)
             engines[name] = replies.EngineState(
-                state=health.state, detail=health.detail, backlog=self.runner.engines[name].backlog()
+                state=health.state,
+                detail=health.detail,
+                backlog=self.runner.engines[name].backlog(),
+                since_ns=self.runner.since_ns(name),
             )
-        state = self.state
+        state, space = self.state, self.runway.look()
         return replies.StatusReply(
-            verdict=self.verdict(totals),
+            verdict=verdict(self.state, self.runner, counted),
+            look=look(in_use),
             version=self.version,
             pid=os.getpid(),
             uptime_s=round(time.monotonic() - self._started_s, 3),
@@ -178,46 +195,21 @@ class Reading:
             year=state.year,
             symbols=len(state.symbols),
             symbols_max=state.symbols.symbols_max,
-            columns={column: replies.Counts(**counts) for column, counts in totals.items()},
+            columns={column: replies.Counts(**counts) for column, counts in counted.items()},
             engines=engines,
             sources=[source_reply(record) for record in state.sources.all()],
-            warnings=self.warnings(),
+            space=space,
+            warnings=self.warnings(space),
+            lags=self.lag_history.until_now(in_use),
         )
 
-    def session_counts(self, session: str) -> dict[Column, dict[str, int]]:
-        """COUNTS of every column of a session; counted again only where something moved."""
-        state = self.state
-        seq = state.calendar.session_seq(session)
-        over = state.system.now_ns() >= state.calendar.close_ns(seq)
-        signature = (
-            mark(state.trade, seq),
-            mark(state.enrichment, seq),
-            state.sources.generation,
-            len(state.symbols),
-            over or state.system.now_ns() // 60_000_000_000,
-            self.stale_mark(session),
-        )
-        held = self._counts.get(session)
-        if held is None or held[0] != signature:
-            covers = {column: self.covers(session, column) for column in Column}
-            counts = counts_unmapped(state, session, covers, now_ns=state.system.now_ns())
-            if counts is None:
-                universe = state.universe(session)
-                options = with_options(state, universe)
-                counts = {column: self.planes(session, column, universe, options).count() for column in Column}
-            held = self._counts[session] = (signature, counts)
-        return held[1]
-
-    def stale_mark(self, session: str) -> int:
-        """Something that changes when cells may have become stale or fresh without being written."""
-        del session
-        return 0
-
-    def warnings(self) -> list[str]:
+    def warnings(self, space: replies.Space) -> list[str]:
         """What an operator should know beside the counts, a sentence each."""
         lines = [f"{failure.engine}: {failure.reason}" for failure in self.runner.failures.values()]
         if self.runner.blocked:
             lines.append(f"nothing is written: {self.runner.blocked}")
+        if space.runway_days is not None and space.runway_days < SHORT_DAYS:
+            lines.append(f"room for {space.runway_days:.1f} more trading days, at what the newest took")
         if self.runner.refused:
             named = ", ".join(list(self.runner.refused)[:5])
             lines.append(f"the symbol cap refused {len(self.runner.refused)} symbols, among them {named}")
@@ -227,35 +219,14 @@ class Reading:
                     f"recovery of {repair.ledger} {repair.session}: {repair.seal} broken seals and "
                     f"{repair.dangling} dangling cells were cleared"
                 )
+        ties = self._ties.sums(self.measuring.sessions())
+        if ties is not None and ties["tied"] > _TIED_SHARE * ties["observation_count"]:
+            share = 100 * ties["tied"] / ties["observation_count"]
+            lines.append(
+                f"nbbo: {share:.0f} % of the newest session's trades share their exact time with a quote, so quote_tie "
+                "decides their side"
+            )
         return lines
-
-    def verdict(self, totals: dict[Column, dict[str, int]]) -> str:
-        """In one line of words, what is wrong now."""
-        damaged = [one for one in self.state.sources.all() if one.state is SourceState.DAMAGED]
-        waiting = [one for one in self.state.sources.all() if one.state is SourceState.WAITING]
-        failed = [name for name in self.runner.engines if self.runner.health(name).state == "failed"]
-        open_cells = sum(counts["empty"] + counts["cleared"] for counts in totals.values())
-        suspect = sum(counts["suspect"] for counts in totals.values())
-        stale = sum(counts["stale"] for counts in totals.values())
-        parts = []
-        if self.runner.blocked:
-            parts.append(f"engines pause: {self.runner.blocked}")
-        if failed:
-            parts.append(f"failed: {', '.join(failed)}")
-        if damaged:
-            parts.append(f"{_count(len(damaged), 'damaged source')}")
-        if open_cells:
-            parts.append(f"{_count(open_cells, 'due cell')} not filled")
-        if waiting:
-            parts.append(f"{_count(len(waiting), 'source')} waited for")
-        if suspect:
-            parts.append(f"{_count(suspect, 'suspect cell')}")
-        if stale:
-            parts.append(f"{_count(stale, 'stale cell')}")
-        running = len(self.runner.running())
-        if running:
-            parts.append(f"{_count(running, 'task')} at work")
-        return "; ".join(parts) if parts else "whole: every due cell is filled, fresh and sound"
 
     # ---- coverage
 
@@ -287,7 +258,7 @@ class Reading:
         elif request.by == "source":
             reply["by_source"] = self._by_source(request.session, chosen, by_column)
         if request.quality:
-            reply["quality"] = self._quality(request.session, chosen)
+            reply["quality"] = self.worth.by_column(request.session, chosen)
         return replies.CoverageReply(
             session=request.session,
             windows=int(state.calendar.minutes[seq]),
@@ -309,23 +280,6 @@ class Reading:
                     result.setdefault(source.word, {})[column] = replies.Counts(**cells.count(mask))
         return result
 
-    def _quality(self, session: str, chosen: np.ndarray) -> dict[str, Any]:
-        """Rows and usable rows by column, from the records."""
-        quality: dict[str, Any] = {}
-        seq = self.state.calendar.session_seq(session)
-        for column in Column:
-            ledger = self.state.ledger_of(column)
-            if not ledger.exists(seq):
-                continue
-            slots = ledger.session(seq).slots(column, chosen)
-            filled = slots["status"] == Status.FILLED
-            records = self.state.maps[column.payload_kind].get_many(slots["payload_id"][filled])
-            entry = {"rows": int(records["row_count"].sum())}
-            if "usable_rows" in (records.dtype.names or ()):
-                entry["usable_rows"] = int(records["usable_rows"].sum())
-            quality[column.value] = entry
-        return quality
-
     # ---- rows
 
     def row(self, request: protocol.RowRequest) -> replies.RowReply:
@@ -345,13 +299,15 @@ class Reading:
     def _row(self, symbol_id: int, minute_idx: int, *, payload: bool) -> replies.RowReply:
         state = self.state
         slots: dict[Column, replies.SlotReply] = {}
-        seq = minute_idx // 390
-        for ledger in (state.trade, state.enrichment):
-            row: Row | None = ledger.get_row(symbol_id, minute_idx) if ledger.exists(seq) else None
-            for column in COLUMNS_OF[ledger.kind]:
-                slot = row.slots[column] if row else None
-                slots[column] = self._slot(column, slot, payload=payload)
         start_ts = state.calendar.start_ts(minute_idx)
+        seq, minute = divmod(minute_idx, MINUTES_PER_SESSION)
+        for ledger in (state.trade, state.enrichment):
+            columns = COLUMNS_OF[ledger.kind]
+            if not ledger.exists(seq):
+                slots.update(dict.fromkeys(columns, _EMPTY))
+                continue
+            for column, slot in zip(columns, ledger.session(seq).slots_of(symbol_id, minute), strict=True):
+                slots[column] = _EMPTY if slot is EMPTY_SLOT else self._slot(column, slot, payload=payload)
         return replies.RowReply(
             symbol=state.symbols.name(symbol_id),
             symbol_id=symbol_id,
@@ -362,16 +318,8 @@ class Reading:
             slots=slots,
         )
 
-    def _slot(self, column: Column, slot: Slot | None, *, payload: bool) -> replies.SlotReply:
-        if slot is None:
-            return replies.SlotReply(
-                status="empty", source="none", flags=[], payload_type="none", payload_id=0, version=0, checksum=0,
-                inputs=0, last_updated_ns=0,
-            )  # fmt: skip
-        fields: dict[str, Any] = {}
-        if payload and slot.status is Status.FILLED:
-            fields["payload"] = self.record(column.payload_kind, slot.payload_id)
-        return replies.SlotReply(
+    def _slot(self, column: Column, slot: Slot, *, payload: bool) -> replies.SlotReply:
+        reply = replies.SlotReply(
             status=slot.status.word,
             source=slot.source.word,
             flags=slot.flags.words,
@@ -381,14 +329,17 @@ class Reading:
             checksum=slot.checksum,
             inputs=slot.inputs,
             last_updated_ns=slot.last_updated_ns,
-            **fields,
         )
+        if payload and slot.status is Status.FILLED:
+            return msgspec.structs.replace(reply, payload=self.record(column.payload_kind, slot.payload_id))
+        return reply
 
     def record(self, kind: PayloadKind, payload_id: int) -> dict[str, Any]:
         """A record's fields; raises UnknownPayload."""
         record = self.state.maps[kind].get(payload_id)
         artifact_id = int(record["artifact_id"])
-        uri = self.state.artifacts.get(artifact_id).uri if artifact_id else None
+        retired = int(record["record_flags"]) & RECORD_RETIRED
+        uri = self.state.artifacts.get(artifact_id).uri if artifact_id and not retired else None
         return describe(record, uri)
 
     def payload(self, request: protocol.PayloadRequest) -> replies.PayloadReply:
@@ -445,32 +396,36 @@ class Reading:
         yield empty
         if not ledger.exists(selection.seq):
             return
-        rows = ledger.session(selection.seq)
-        for named in named_rows(state, rows, request.column, selection.symbol_ids):
-            uri = state.artifacts.get(named.artifact_id).uri
-            inside = (named.minute >= selection.first) & (named.minute < selection.last)
-            cells = [
-                replies.ArtifactCell(0, *map(int, values))
-                for values in zip(
-                    named.symbol_id[inside],
-                    selection.seq * 390 + named.minute[inside],
-                    named.row_start[inside],
-                    named.row_count[inside],
-                    named.payload_id[inside],
-                    named.version[inside],
-                    named.source[inside],
-                    named.flags[inside],
-                    strict=True,
-                )
-            ]
-            names = {int(one): state.symbols.name(int(one)) for one in np.unique(named.symbol_id[inside])}
-            for start in range(0, max(len(cells), 1), 5000):
-                yield msgspec.structs.replace(
-                    empty,
-                    uris=[uri],
-                    cells=cells[start : start + 5000],
-                    symbols=names,
-                )
+        few = len(selection.symbol_ids) <= _LOOKED_AT_MAX
+        with ledger.look(selection.seq) if few else nullcontext(ledger.session(selection.seq)) as rows:
+            found = named_rows(state, rows, request.column, selection.symbol_ids) if rows is not None else []
+        for named in found:
+            yield from self._export_pieces(selection, named, empty)
+
+    def _export_pieces(
+        self, selection: Selection, named: NamedRows, empty: replies.ExportReply
+    ) -> Iterator[replies.ExportReply]:
+        """The cells of one artifact, some thousands a piece."""
+        state = self.state
+        uri = state.artifacts.get(named.artifact_id).uri
+        inside = (named.minute >= selection.first) & (named.minute < selection.last)
+        cells = [
+            replies.ArtifactCell(0, *map(int, values))
+            for values in zip(
+                named.symbol_id[inside],
+                selection.seq * 390 + named.minute[inside],
+                named.row_start[inside],
+                named.row_count[inside],
+                named.payload_id[inside],
+                named.version[inside],
+                named.source[inside],
+                named.flags[inside],
+                strict=True,
+            )
+        ]
+        names = {int(one): state.symbols.name(int(one)) for one in np.unique(named.symbol_id[inside])}
+        for start in range(0, max(len(cells), 1), 5000):
+            yield msgspec.structs.replace(empty, uris=[uri], cells=cells[start : start + 5000], symbols=names)
 
     # ---- names
 
@@ -529,6 +484,7 @@ class Reading:
             known = ", ".join(self.runner.engines) or "none"
             raise Refused("not_found", f"no engine {name} runs here", f"engines that run: {known}")
         health, counts = self.runner.health(name), self.runner.counts[name]
+        progress = self.runner.progress(name)
         running = [
             {"task": task.key, "done": done, "total": total}
             for task, done, total in self.runner.running()
@@ -544,13 +500,18 @@ class Reading:
             state=health.state,
             detail=health.detail,
             backlog=engine.backlog(),
+            since_ns=self.runner.since_ns(name),
+            reads=_read_by(engine.writes),
             writes=list(engine.writes),
+            restarts=counts.deaths + counts.faults,
             paused_by=self.runner.paused.get(name, ""),
+            **(dataclasses.asdict(progress) if progress is not None else {}),
             facts={
                 "tasks": counts.tasks,
                 "cells_set": counts.cells,
                 "cells_unchanged": counts.unchanged,
                 "cells_dropped": counts.dropped,
+                "cells_held_back": counts.held_back,
                 "worker_deaths": counts.deaths,
                 "running": running,
                 "failures": failures,
@@ -562,8 +523,10 @@ class Reading:
         )
 
 
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+def _read_by(writes: Sequence[Column]) -> list[Column]:
+    """The columns that an engine's are made from."""
+    needed = {source for column in writes for source in UPSTREAM[column]}
+    return [column for column in Column if column in needed]
 
 
 def source_reply(record: SourceRecord) -> replies.SourceReply:

@@ -67,19 +67,18 @@ class Remembering:
 
     def remember(self, key: str, request: Request, peer: Peer, reply: Reply) -> None:
         """Keep the answer, durably; called after the effect and before the reply leaves."""
-        kept = _Kept(
-            key=key,
-            uid=peer.uid,
-            gid=peer.gid,
-            pid=peer.pid,
-            user=peer.user,
-            op=operation_of(request),
-            request=_hash(request),
-            ts=self._state.system.now_ns(),
-            reply=msgspec.Raw(msgspec.msgpack.encode(reply)),
-        )
+        self._keep(remembered_facts(key, request, peer, reply))
+
+    def remember_again(self, facts: dict[str, Any]) -> None:
+        """Keep an answer, from :func:`remembered_facts`, that was not kept when its process ended; once kept is enough."""
+        if facts.get("key") and (facts["uid"], facts["key"]) not in self._kept:
+            self._keep(facts)
+
+    def _keep(self, facts: dict[str, Any]) -> None:
+        reply = msgspec.Raw(msgspec.msgpack.encode(facts["reply"]))
+        kept = msgspec.convert({**facts, "reply": reply, "ts": self._state.system.now_ns()}, _Kept)
         self._file.append([msgspec.msgpack.encode(kept)])
-        self._kept[peer.uid, key] = kept
+        self._kept[kept.uid, kept.key] = kept
 
     def record(self, key: str, peer: Peer) -> OperationRecord:
         """What became of the mutation under a key; raises Refused ``not_found``."""
@@ -102,6 +101,20 @@ class Remembering:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+def remembered_facts(key: str, request: Request, peer: Peer, reply: Reply) -> dict[str, Any]:
+    """What is kept of a mutation and its answer, as plain JSON values."""
+    return {
+        "key": key,
+        "uid": peer.uid,
+        "gid": peer.gid,
+        "pid": peer.pid,
+        "user": peer.user,
+        "op": operation_of(request),
+        "request": _hash(request),
+        "reply": msgspec.to_builtins(reply),
+    }
 
 
 def _hash(request: Request) -> str:

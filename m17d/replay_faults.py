@@ -21,8 +21,8 @@ FAULTS: Final = {
     "duplicate": "duplicate=N: every Nth event is sent twice",
     "late": "late=N[:S]: every Nth event comes S s (5) of market time late",
     "garbage": "garbage=N: before every Nth frame comes one that is no frame",
-    "429": "429=N[:S]: every Nth HTTP request is answered 429 with Retry-After S (1)",
-    "500": "500=N: every Nth HTTP request is answered 500",
+    "429": "429=N[:S]: every Nth HTTP request is answered 429 with Retry-After S (1), and answered when it comes again",
+    "500": "500=N: every Nth HTTP request is answered 500, and answered when it comes again",
     "repeat_page": "repeat_page=N: every Nth page names itself as the next one",
 }
 """What each fault does; also the command's help."""

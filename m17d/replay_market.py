@@ -175,6 +175,7 @@ def _load(
         except NeedsExactPass:
             frames = list(read_batches(path, dataset, window, PassReport(), wanted=wanted, exact=True))
     frame = pl.concat(frames) if frames else pl.DataFrame(schema=columns_of(dataset).types)
+    frame = frame.cast({pl.Categorical: pl.String})
     if dataset is Dataset.OPTION_TRADES:
         # Files of option trades carry no sequence; the feed does, and redelivered events are known by it.
         frame = frame.sort("sip_timestamp", "ticker", maintain_order=True).with_columns(

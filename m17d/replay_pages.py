@@ -57,6 +57,7 @@ class PageServer:
         faults: what goes wrong.
         requests: requests so far.
         pages: pages with a next one so far.
+        refused: targets that were answered 429 or 500 and not asked for again since.
     """
 
     stocks: Tape
@@ -66,6 +67,7 @@ class PageServer:
     faults: Faults
     requests: int = 0
     pages: int = 0
+    refused: set[str] = field(default_factory=set)
 
     def answer(self, target: str, headers: Mapping[str, str]) -> Reply:
         """
@@ -77,10 +79,16 @@ class PageServer:
         """
         self.requests += 1
         number, faults = self.requests, self.faults
-        if faults.too_many and number % faults.too_many == 0:
+        if target in self.refused:
+            # Who waited and asks again is answered, as by the service; else two clients that take turns in the count
+            # could refuse one request as often as it is sent.
+            self.refused.discard(target)
+        elif faults.too_many and number % faults.too_many == 0:
+            self.refused.add(target)
             wait = {"Retry-After": f"{faults.too_many_amount:.0f}"}
             return Reply(429, _error("You've exceeded the maximum requests per minute"), wait)
-        if faults.broken and number % faults.broken == 0:
+        elif faults.broken and number % faults.broken == 0:
+            self.refused.add(target)
             return Reply(500, _error("internal server error"))
         parts = urlsplit(target)
         query = dict(parse_qsl(parts.query))
@@ -133,6 +141,9 @@ class PageServer:
         sizes = trades.frame["size"].to_numpy()
         sums = np.add.reduceat(sizes, trades.first) if len(trades.first) else np.empty(0)
         volumes = dict(zip(trades.tickers, sums.tolist(), strict=True))
+        times = trades.frame["sip_timestamp"].to_numpy()
+        latest = np.maximum.reduceat(times, trades.first) if len(trades.first) else np.empty(0, dtype=np.int64)
+        updated = dict(zip(trades.tickers, latest.tolist(), strict=True))
         tickers = sorted(set(trades.tickers) | set(self.options.quotes.tickers))
         return [
             {
@@ -142,7 +153,7 @@ class PageServer:
                     "expiration_date": f"20{ticker[-15:-13]}-{ticker[-13:-11]}-{ticker[-11:-9]}",
                     "strike_price": int(ticker[-8:]) / 1000,
                 },
-                "day": {"volume": volumes.get(ticker, 0)},
+                "day": {"volume": volumes.get(ticker, 0), "last_updated": updated.get(ticker, 0)},
                 "open_interest": 0,
                 "underlying_asset": {"ticker": underlying},
             }

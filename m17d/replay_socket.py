@@ -164,6 +164,7 @@ class _Player:
         self._wanted: tuple[NDArray[np.bool_], NDArray[np.bool_]] | None = None
         self._changed_at = 0.0
         self._subscribed = asyncio.Event()
+        self._sending = asyncio.Lock()
 
     async def run(self) -> None:
         await self._status("connected", "Connected Successfully")
@@ -224,16 +225,18 @@ class _Player:
         if message.action not in ("subscribe", "unsubscribe"):
             await self._status("error", f"unknown action {message.action!r}")
             return
-        answers = []
-        for topic in filter(None, (each.strip() for each in message.params.split(","))):
-            refusal = self._change(topic, subscribe=message.action == "subscribe")
-            if refusal:
-                answers.append({"ev": "status", "status": "error", "message": refusal})
-            else:
-                answers.append({"ev": "status", "status": "success", "message": f"{message.action}d to: {topic}"})
-        self._wanted, self._changed_at = None, time.monotonic()
-        if answers:
-            await self._socket.send(msgspec.json.encode(answers).decode())
+        # No frame between the change and its answer: from the answer on, every event of a topic is sent.
+        async with self._sending:
+            answers = []
+            for topic in filter(None, (each.strip() for each in message.params.split(","))):
+                refusal = self._change(topic, subscribe=message.action == "subscribe")
+                if refusal:
+                    answers.append({"ev": "status", "status": "error", "message": refusal})
+                else:
+                    answers.append({"ev": "status", "status": "success", "message": f"{message.action}d to: {topic}"})
+            self._wanted, self._changed_at = None, time.monotonic()
+            if answers:
+                await self._socket.send(msgspec.json.encode(answers).decode())
         if any(self._topics.values()):
             self._subscribed.set()
 
@@ -295,7 +298,8 @@ class _Player:
         channel, faults = self._channel, self._channel.faults
         if self._wanted is None:
             self._wanted = (self._mask("T", channel.tape.trades), self._mask("Q", channel.tape.quotes))
-        texts, at = channel.tape.texts(cursor.position, end, *self._wanted)
+        wanted = self._wanted
+        texts, at = channel.tape.texts(cursor.position, end, *wanted)
         size = channel.frame_events
         for begin in range(0, len(texts), size):
             batch, places = texts[begin : begin + size], at[begin : begin + size]
@@ -304,14 +308,21 @@ class _Player:
                 batch = [
                     text for text, again in zip(batch, twice.tolist(), strict=True) for text in [text] * (1 + again)
                 ]
-            cursor.frames += 1
-            if faults.garbage and cursor.frames % faults.garbage == 0:
-                garbage = _GARBAGE[cursor.frames // faults.garbage % len(_GARBAGE)]
-                await self._socket.send(garbage if b"\xff" in garbage else garbage.decode())
-            await self._socket.send(f"[{','.join(batch)}]")
+            async with self._sending:
+                if self._wanted is not wanted:
+                    return
+                await self._send_garbage(cursor)
+                await self._socket.send(f"[{','.join(batch)}]")
             channel.events_sent += len(batch)
             cursor.position = int(places[-1]) + 1
         cursor.position = end
+
+    async def _send_garbage(self, cursor: Cursor) -> None:
+        cursor.frames += 1
+        every = self._channel.faults.garbage
+        if every and cursor.frames % every == 0:
+            garbage = _GARBAGE[cursor.frames // every % len(_GARBAGE)]
+            await self._socket.send(garbage if b"\xff" in garbage else garbage.decode())
 
     def _mask(self, kind: str, rows: Rows) -> NDArray[np.bool_]:
         topics = self._topics[kind]
@@ -322,7 +333,10 @@ class _Player:
         tape = self._channel.tape
         match name:
             case "stall":
+                # Who gives up on the silence goes on where it was, whatever it says at the end.
+                self._ended_by_us = True
                 await asyncio.sleep(self._channel.faults.stall_amount)
+                self._ended_by_us = False
                 return False
             case "disconnect":
                 await self._close(1012, "service restart")

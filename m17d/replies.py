@@ -81,6 +81,7 @@ class EngineState(Reply, frozen=True, kw_only=True):
     state: str
     detail: str = ""
     backlog: int = 0
+    since_ns: int = 0
 
 
 class SourceReply(Reply, frozen=True, kw_only=True):
@@ -97,8 +98,26 @@ class SourceReply(Reply, frozen=True, kw_only=True):
     detail: str = ""
 
 
+class Space(Reply, frozen=True, kw_only=True):
+    """
+    Room on the state's file system, and for how many more trading days it is enough.
+
+    ``session_bytes`` is what the newest filled sessions (five at most) took on average: rows, artifacts, and their part of
+    the mapping files. Null without a filled session: there is no history to go by.
+    """
+
+    free_bytes: int = 0
+    session_bytes: int | None = None
+    runway_days: float | None = None
+
+
 class StatusReply(Reply, frozen=True, kw_only=True):
-    """The whole state in one page; ``verdict`` says in words what is wrong now. Counts are over sessions in use."""
+    """
+    The whole state in one page; ``verdict`` says in words what is wrong now, ``look`` is the command that says why.
+
+    Counts are over sessions in use. ``lags``: minutes that columns lay behind, a sample every half minute and one of now,
+    oldest first; columns that did not are left out.
+    """
 
     verdict: str
     version: str
@@ -111,7 +130,10 @@ class StatusReply(Reply, frozen=True, kw_only=True):
     columns: CountsByColumn
     engines: dict[str, EngineState]
     sources: list[SourceReply]
+    space: Space = field(default_factory=Space)
     warnings: list[str] = field(default_factory=list)
+    lags: dict[Column, list[float]] = field(default_factory=dict)
+    look: str = ""
 
 
 class CoverageReply(Reply, frozen=True, kw_only=True):
@@ -178,6 +200,22 @@ class BulkReply(Reply, frozen=True, kw_only=True):
     symbols: dict[int, str]
 
 
+class GridReply(Reply, frozen=True, kw_only=True):
+    """
+    Names the raw slab behind it: little-endian u32 counts [groups, columns, cells, 9] of one session, last index fastest.
+
+    The nine numbers are those of `Counts`, in its order. ``groups`` names the groups with their numbers of symbols in the
+    session's universe, in order: ``own`` and ``options``, or ``all``. Sessions without any of the symbols are left out.
+    """
+
+    session: str
+    open_ts: int
+    windows: int
+    groups: dict[str, int]
+    columns: list[Column]
+    cells: int
+
+
 class PayloadReply(Reply, frozen=True, kw_only=True):
     """One record of a mapping file; `payload` prints ``record``."""
 
@@ -187,7 +225,13 @@ class PayloadReply(Reply, frozen=True, kw_only=True):
 
 
 class LineageCell(Reply, frozen=True, kw_only=True):
-    """One cell and what it was made from: an artifact's rows, a source file's rows, or further cells. ``rows`` is half-open."""
+    """
+    One cell and what it was made from: rows of an artifact and of a source, or further cells. ``rows`` is half-open.
+
+    A raw cell is made from the rows of its source that carry its symbol and whose SIP time lies in its window (in its
+    first window also the ``lead_rows`` of the minute before): ``record_count`` rows from ``first_ts`` to ``last_ts``. A
+    rate is made from the curve of ``curve_date``. ``retired``: the rows were removed by age.
+    """
 
     column: Column
     symbol: str
@@ -199,21 +243,36 @@ class LineageCell(Reply, frozen=True, kw_only=True):
     checksum: int = 0
     artifact_uri: str = ""
     rows: tuple[int, int] | None = None
+    retired: bool = False
     source: SourceReply | None = None
+    record_count: int = 0
+    lead_rows: int = 0
+    first_ts: int = 0
+    last_ts: int = 0
+    curve_date: str = ""
     recipe: str = ""
     current: bool = True
     inputs: list[LineageCell] = field(default_factory=list)
 
 
 class LineageReply(Reply, frozen=True, kw_only=True):
-    """The tree of what one cell was made from; ``complete`` is false where an upstream cell has changed since."""
+    """
+    The tree of what one cell was made from; ``complete`` is false where an upstream cell has changed since.
+
+    ``left_out`` is how many input cells it does not show, because there are too many: ask for a shorter window.
+    """
 
     cell: LineageCell
     complete: bool = True
+    left_out: int = 0
 
 
 class Cause(Reply, frozen=True, kw_only=True):
-    """A root cause and the cells it explains; ``remedy`` is a command to paste, ``first`` and ``last`` are start_ts."""
+    """
+    A root cause and the cells it explains; ``remedy`` is a command to paste, ``first`` and ``last`` are start_ts.
+
+    ``rows`` of filled cells that are of little use: ``rows``, ``usable``, and how many lack what, by flag.
+    """
 
     cause: str
     columns: list[Column]
@@ -223,6 +282,7 @@ class Cause(Reply, frozen=True, kw_only=True):
     last: int
     remedy: str = ""
     detail: str = ""
+    rows: dict[str, int] = field(default_factory=dict)
 
 
 class WhyReply(Reply, frozen=True, kw_only=True):

@@ -31,6 +31,7 @@ from m17d.envelopes import (
     Piece,
     Refused,
     RequestEnvelope,
+    Rest,
     decode_request_body,
     decode_request_envelope,
     failure_of,
@@ -46,11 +47,16 @@ from m17d.protocol import CancelRequest, CreditRequest, PingRequest, Request, Su
 from m17d.pushing import Pushing
 from m17d.replies import PingReply, Reply
 from m17d.streams import Counters, EventLog, Limits, Origin
+from m17d.turns import Turns
 
 _log: Final = logging.getLogger("m17d.server")
 _RETRY_MS: Final = 2
 _GUARD_MS: Final = 20
 _KNOCK_SECONDS: Final = 0.005
+_STAY_SECONDS: Final = 0.005
+"""A caller who asks one thing after another is served so long before the loop does something else."""
+_STAY_MS: Final = 1
+"""How long its next request is waited for."""
 
 
 class Handler(Protocol):
@@ -58,6 +64,9 @@ class Handler(Protocol):
 
     def handle(self, request: Request, context: Context) -> Answer:
         """Do the request. Long work is an iterator whose every step takes milliseconds."""
+
+    def durably(self, reply: Reply) -> Iterator[Reply | Piece | Rest | None]:
+        """A reply of before, given again when what was written by now is on disk."""
 
     def replayed(self, key: str, request: Request, peer: Peer) -> Reply | None:
         """What this peer's user was answered under the key before; raises `Refused` ``key_reused`` for another request."""
@@ -80,6 +89,7 @@ class Server:
         peers: Peers | None = None,
         version: str = "0",
         limits: Limits | None = None,
+        turns: Turns | None = None,
         guard_limits: GuardLimits | None = None,
         clock_ns: Callable[[], int] = time.time_ns,
     ) -> None:
@@ -97,7 +107,9 @@ class Server:
         self._router = self._open_router()
         self._outgoing = Outgoing(self._router, version, self.limits, self.counters)
         events = EventLog(secrets.token_hex(8), self.limits.events_kept)
-        self._pushing = Pushing(self._outgoing, self._attempt, handler.remember, events, self.limits, self.counters)
+        self._pushing = Pushing(
+            self._outgoing, self._attempt, handler.remember, events, self.limits, self.counters, turns or Turns()
+        )
         listening.attach(self._router)
         self.poller.register(self._router, zmq.POLLIN)
 
@@ -105,15 +117,30 @@ class Server:
         """
         One turn: wait at most ``timeout_ms`` for anything in `poller`, serve requests, push streams and events.
 
+        With time to wait, whoever was served is waited for a moment: the next request of a caller who asks one after another
+        then costs no turn of the daemon's loop.
+
         Returns:
             What else is ready: the descriptors and sockets that others registered in `poller`.
         """
+        others, served = self._turn(timeout_ms)
+        if timeout_ms > _STAY_MS:
+            until = time.monotonic() + _STAY_SECONDS
+            while served and not others and time.monotonic() < until:
+                others, served = self._turn(_STAY_MS)
+        return others
+
+    def _turn(self, timeout_ms: int) -> tuple[list[Any], bool]:
+        """Wait, serve, push; returns what else is ready, and whether there was a request."""
+        before = self.counters.requests
         ready = self._wait(timeout_ms)
         self.guard.close()
-        self._receive()
+        if self._unread or self._router in ready:
+            self._receive()
         self._pushing.turn()
         self._outgoing.flush()
-        return [item for item in ready if item is not self._router and item != self._watched]
+        others = [item for item in ready if item is not self._router and item != self._watched]
+        return others, self.counters.requests > before
 
     def publish(self, topic: str, facts: dict[str, Any]) -> int:
         """Tell every subscriber of the topic; returns the event's number. Never blocks, never grows without bound."""
@@ -181,14 +208,19 @@ class Server:
     def _receive(self) -> None:
         until = time.monotonic() + self.limits.turn_ms / 1e3
         self._unread = True
-        for _ in range(self.limits.requests_per_turn):
+        router = self._router
+        for number in range(self.limits.requests_per_turn):
+            # Mostly one waits, and to be told that no other does costs three times as much as to look.
+            if number == 1 and not int(router.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+                self._unread = False
+                return
             try:
-                first = self._router.recv(zmq.NOBLOCK, copy=False)
+                first = router.recv(zmq.NOBLOCK, copy=False)
             except zmq.Again:
                 self._unread = False
                 return
             route, address = first.bytes, _address(first)
-            frames = self._rest_of_message()
+            frames = self._rest_of_message() if first.more else []
             peer = self._peers.of(address)
             if peer is None:
                 self.counters.unidentified += 1
@@ -202,11 +234,12 @@ class Server:
 
     def _rest_of_message(self) -> list[bytes]:
         frames: list[bytes] = []
-        while self._router.getsockopt(zmq.RCVMORE):
-            frame = self._router.recv(zmq.NOBLOCK)
+        while True:
+            frame = self._router.recv(zmq.NOBLOCK, copy=False)
             if len(frames) <= self.limits.frames:
-                frames.append(frame)
-        return frames
+                frames.append(frame.bytes)
+            if not frame.more:
+                return frames
 
     def _serve(self, origin: Origin, frames: list[bytes]) -> None:
         self.counters.requests += 1
@@ -278,7 +311,10 @@ class Server:
                 return
             earlier = self._handler.replayed(envelope.key, request, peer)
             if earlier is not None:
-                self._outgoing.reply(origin, origin.operation, earlier, replayed=True)
+                if envelope.durable:
+                    self._pushing.start(origin, self._handler.durably(earlier), envelope.credit, replayed=True)
+                else:
+                    self._outgoing.reply(origin, origin.operation, earlier, replayed=True)
                 return
         else:
             origin.key = ""

@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from m17d.envelopes import Piece
 from m17d.outcomes import Event
 from m17d.peers import Peer
 from m17d.protocol import Request
-from m17d.replies import Reply
 
 PROGRESS_SECONDS_MIN: Final = 0.2
 """Progress is sent at most this often per stream."""
@@ -80,19 +80,26 @@ class Origin:
 
 @dataclass(slots=True)
 class Stream:
-    """An answer in pieces. ``held`` is a piece that waits for credit or for room in the socket."""
+    """
+    An answer in pieces. ``held`` is a piece that waits for credit or for room in the socket, ``later`` those behind it: all of a
+    mutation, since none of them leaves before the whole is remembered.
+    """
 
     origin: Origin
     iterator: Iterator[Any]
     credit: int
     touched: float
-    pieces: list[Reply] = field(default_factory=list)
+    pieces: list[Piece] = field(default_factory=list)
+    """Of a mutation, what it has said so far."""
     held: list[bytes | memoryview] | None = None
+    later: deque[list[bytes | memoryview]] = field(default_factory=deque)
     sent: int = 0
     exhausted: bool = False
     detached: bool = False
     durable: bool = False
+    replayed: bool = False
     progressed: float = 0.0
+    rests_until: float = 0.0
 
     def may_report(self, now: float) -> bool:
         """Whether progress may be sent again; counts it as sent."""

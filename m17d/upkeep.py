@@ -1,5 +1,5 @@
 """
-Upkeep: verify, backup, collection and what the daemon sees of its surroundings.
+Upkeep: verify, backup and collection.
 
 Long work is done in steps between requests. A backup is reported as done only after another process has verified it.
 This module must never remove anything that a cell names.
@@ -8,34 +8,36 @@ This module must never remove anything that a cell names.
 from __future__ import annotations
 
 import contextlib
-import os
-import resource
-import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from ledger.backup import Copied, backup, finish
 from ledger.check import Checked, verify
 from ledger.collection import DAY_NS, Collected, collect
+from ledger.retention import RETIRING, sessions_before
 from ledger.state import State
 from m17d import outcomes, protocol
 from m17d.config import Config
-from m17d.envelopes import Refused
+from m17d.envelopes import Refused, Rest
+from m17d.peers import Context
 from m17d.runner import Runner
+from m17d.runway import Runway
+from m17d.taking import audit_operator, claimed
 
-_FILES_MIN: Final = 4096
-_FREE_MIN_BYTES: Final = 2 << 30
-_COPY_ON_WRITE: Final = frozenset({"btrfs", "zfs"})
+_REST: Final = Rest(0.02)
+"""Between two looks at the process that verifies."""
+_COLLECTION: Final = "a collection"
 
 
 class Upkeep:
     """Answers the requests of upkeep over one state."""
 
-    def __init__(self, state: State, runner: Runner, config: Config) -> None:
+    def __init__(self, state: State, runner: Runner, config: Config, runway: Runway) -> None:
+        self.runway = runway
         self.state = state
         self.runner = runner
         self.config = config
@@ -59,7 +61,9 @@ class Upkeep:
         finally:
             self._busy = ""
 
-    def backup(self, request: protocol.BackupRequest) -> Iterator[outcomes.BackupReply | outcomes.Progress | None]:
+    def backup(
+        self, request: protocol.BackupRequest
+    ) -> Iterator[outcomes.BackupReply | outcomes.Progress | Rest | None]:
         """Copy the state, have the copy verified by another process, and only then call it done."""
         target, copied, started_s = Path(request.directory), Copied(), time.monotonic()
         if target == self.state.directory or self.state.directory in target.parents:
@@ -70,7 +74,7 @@ class Upkeep:
                     outcomes.Progress(done=copied.bytes, unit="bytes", detail="copying") if number % 64 == 63 else None
                 )
             yield from self._verified(target)
-            finish(target)
+            finish(self.state, target)
         yield outcomes.BackupReply(
             directory=str(target),
             files=copied.files,
@@ -79,13 +83,13 @@ class Upkeep:
         )
 
     @staticmethod
-    def _verified(target: Path) -> Iterator[outcomes.Progress | None]:
+    def _verified(target: Path) -> Iterator[outcomes.Progress | Rest]:
         command = [sys.executable, "-m", "m17d", "verify", "--state", str(target)]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         with process:
             while process.poll() is None:
                 yield outcomes.Progress(done=0, unit="files", detail="verifying the copy")
-                time.sleep(0.002)
+                yield _REST
             said = process.stdout.read() if process.stdout else ""
         if process.returncode:
             raise Refused(
@@ -95,81 +99,48 @@ class Upkeep:
                 directory=str(target),
             )
 
-    def collect(self, request: protocol.GcRequest) -> Iterator[outcomes.GcReply | None]:
-        """Remove artifacts that nothing names and that are older than the retention."""
-        result = Collected()
-        keep_ns = self.config.retention.superseded_days * DAY_NS
+    def collect(self, request: protocol.GcRequest, context: Context) -> Iterator[outcomes.GcReply | None]:
+        """Remove artifacts that nothing names and that are older than the retention, and quotes by their age."""
+        result, retention, now_ns = Collected(), self.config.retention, self.state.system.now_ns()
         steps = collect(
             self.state,
-            older_than_ns=self.state.system.now_ns() - keep_ns,
+            older_than_ns=now_ns - retention.superseded_days * DAY_NS,
+            # Fetchers' batches carry a letter behind the number.
             current_prefix=f"{self.state.take_start_number():06d}-",
             dry_run=request.dry_run,
             result=result,
+            retire_sessions=self._retired_by(now_ns),
+            in_work=self.runner.artifacts_in_work,
         )
-        with self._alone("a collection"):
+        with self._alone(_COLLECTION):
             for _ in steps:
                 yield None
         removed = outcomes.Orphans(files=result.files, bytes=result.bytes, records=result.records)
-        yield outcomes.GcReply(removed=removed, dry_run=request.dry_run)
+        retired = outcomes.Orphans(
+            files=result.retired_files, bytes=result.retired_bytes, records=result.retired_records
+        )
+        if not request.dry_run:
+            self.state.audit.append(
+                "gc",
+                audit_operator(context),
+                claimed=claimed(context),
+                cells={RETIRING.value: retired.records},
+                result=f"removed {removed.files} files that no cell named, {retired.files} of quotes by age",
+            )
+        yield outcomes.GcReply(removed=removed, retired=retired, dry_run=request.dry_run)
 
-    def doctor(self) -> outcomes.DoctorReply:
-        """Limits, permissions, file system, space, clock and versions, with what is wrong of them."""
-        directory = self.state.directory
-        files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        usage = shutil.disk_usage(directory)
-        kind = file_system_kind(directory)
-        facts: dict[str, Any] = {
-            "python": sys.version.split()[0],
-            "pid": os.getpid(),
-            "uid": os.getuid(),
-            "cores": len(os.sched_getaffinity(0)),
-            "workers": self.runner.pool.size,
-            "open_files_limit": files,
-            "open_files": len(os.listdir("/proc/self/fd")),
-            "state_dir": str(directory),
-            "state_dir_mode": f"{directory.stat().st_mode & 0o7777:04o}",
-            "file_system": kind,
-            "free_bytes": usage.free,
-            "now_ns": self.state.system.now_ns(),
-            "repairs": len(self.state.repairs),
-        }
-        findings = []
-        if files < _FILES_MIN:
-            findings.append(
-                outcomes.Finding(
-                    code="open_files_limit",
-                    message=f"at most {files} open files; a flood of connections would use them up",
-                    hint="set LimitNOFILE=65536 in the unit, or ulimit -n 65536",
-                )
-            )
-        if usage.free < _FREE_MIN_BYTES:
-            findings.append(
-                outcomes.Finding(
-                    code="space",
-                    message=f"{usage.free >> 20} MiB are free",
-                    hint="make room on the file system",
-                    where=str(directory),
-                )
-            )
-        if kind in _COPY_ON_WRITE:
-            findings.append(
-                outcomes.Finding(
-                    code="file_system",
-                    message=f"{kind} copies on write: reserved blocks can still run out of space",
-                    hint="use ext4 or xfs, or set nodatacow on the state directory",
-                    where=str(directory),
-                )
-            )
-        if directory.stat().st_mode & 0o002:
-            findings.append(
-                outcomes.Finding(
-                    code="permissions",
-                    message="anybody may write the state directory",
-                    hint=f"chmod o-w {directory}",
-                    where=str(directory),
-                )
-            )
-        return outcomes.DoctorReply(facts=facts, findings=findings)
+    def _retired_by(self, now_ns: int) -> list[str]:
+        """Sessions whose quotes are as old as the config keeps them, but for those that a task reads now."""
+        days = self.config.retention.quotes_days
+        if days is None:
+            return []
+        read = {task.session for task, _, _ in self.runner.running()}
+        return [one for one in sessions_before(self.state, now_ns - days * DAY_NS) if one not in read]
+
+    @property
+    def is_collecting(self) -> bool:
+        """True while a collection runs: what a kept undo names must stay named."""
+        return self._busy == _COLLECTION
 
 
 def verify_reply(checked: Checked) -> outcomes.VerifyReply:
@@ -186,19 +157,3 @@ def verify_reply(checked: Checked) -> outcomes.VerifyReply:
             for one in checked.findings
         ],
     )
-
-
-def file_system_kind(path: Path) -> str:
-    """The type of the file system a path lies on, from /proc/self/mounts; empty where it cannot be told."""
-    best, kind = "", ""
-    try:
-        lines = Path("/proc/self/mounts").read_text().splitlines()
-    except OSError:
-        return ""
-    resolved = str(path.resolve())
-    for line in lines:
-        fields = line.split()
-        mount = fields[1].replace("\\040", " ")
-        if (resolved == mount or resolved.startswith(mount.rstrip("/") + "/")) and len(mount) >= len(best):
-            best, kind = mount, fields[2]
-    return kind

@@ -24,10 +24,11 @@ SOCKET: Final = (
     *("m17d.peers", "m17d.pushing", "m17d.streams"),
 )
 KERNELS: Final = (
-    *("engines.*.kernel*", "engines.greeks.pricing", "engines.aggregation.density", "engines.aggregation.dip"),
-    *("engines.aggregation.moments", "engines.aggregation.ordered", "engines.aggregation.statistics"),
+    *("engines.*.kernel*", "engines.greeks.pricing", "engines.nbbo.in_force", "engines.nbbo.sides"),
+    *("engines.aggregation.density", "engines.aggregation.dip", "engines.aggregation.moments"),
+    *("engines.aggregation.ordered", "engines.aggregation.statistics"),
 )
-"""Compiled modules: the only ones that import numba, and only workers import them."""
+"""Compiled modules; with the one that gives them numba they are what only workers import."""
 
 HEAVY: Final = {
     "numba": "compiling belongs to workers: 400 ms and 100 MB that the daemon would carry for nothing",
@@ -71,7 +72,7 @@ ROOMS: Final = (
     Room(("ledger.columns",), "the words are everybody's: standard library only"),
     Room(("ledger",), "importing the package must cost nothing, or m17ctl pays for it", lazy=_names("ledger.state")),
     Room(
-        ("ledger.frames",),
+        ("ledger.frames", "ledger.asof"),
         "frames for users: their libraries load when a frame is asked for, not when a state is opened",
         house=("ledger.*",),
         outside=_names("numpy msgspec"),
@@ -103,15 +104,26 @@ ROOMS: Final = (
             "ledger",
             "ledger.*",
             "engines.contract",
+            "engines.compiled",
             "engines.feeds",
             "engines.feeds.*",
             "engines.raw",
-            "engines.raw_pass",
+            "engines.raw_*",
+            "engines.contract_universe",
+            "engines.hours",
+            "engines.pauses",
+            "engines.rest_*",
+            "engines.relink*",
+            "engines.symbol_globs",
             "engines.staging",
             "engines.derivation",
             "engines.derived_rows",
             "engines.looking",
             "engines.derived",
+            "engines.scope",
+            "engines.feed_numbers",
+            "engines.live",
+            "engines.live_*",
         ),
         outside=_names("numpy msgspec polars pyarrow numba zstandard"),
     ),
@@ -124,7 +136,7 @@ ROOMS: Final = (
     Room(
         SOCKET,
         "the server knows bytes and sockets; with the ledger in hand it would answer without the handlers",
-        house=("ledger.columns", *WIRE, *SOCKET),
+        house=("ledger.columns", "m17d.turns", *WIRE, *SOCKET),
         outside=_names("msgspec zmq"),
     ),
     Room(
@@ -164,7 +176,7 @@ ROOMS: Final = (
         outside=_names("msgspec numpy prometheus_client"),
     ),
     Room(
-        ("m17ctl.artifacts", "m17ctl.artifacts.*"),
+        ("m17ctl.artifacts", "m17ctl.artifacts_*"),
         "the client reads Parquet itself; the daemon answers URIs and row ranges",
         house=("ledger.columns", *WIRE, "m17ctl.*"),
         outside=_names("msgspec numpy polars pyarrow obstore"),
@@ -173,7 +185,7 @@ ROOMS: Final = (
         ("m17ctl.tui", "m17ctl.tui.*", "m17ctl.tui_*"),
         "the terminal interface brings its own toolkit; no other command pays for it",
         house=("ledger.columns", *WIRE, "m17ctl.*"),
-        outside=_names("msgspec textual rich plotext"),
+        outside=_names("msgspec textual rich"),
         lazy=_names("polars"),
     ),
     Room(
@@ -250,7 +262,7 @@ def objection(module: str, found: Import) -> str | None:
         own = bool(own_engine) and name.split(".")[:2] == ["engines", *own_engine]
         allowed = (own or matches(name, room.house)) and not matches(name, room.not_house)
         return None if allowed or (found.lazy and name in room.lazy) else room.why
-    if top == "numba" and not matches(module, KERNELS):
+    if top == "numba" and not matches(module, ("engines.compiled", *KERNELS)):
         return f"compiled code lives in kernels ({', '.join(KERNELS)}), which only workers import"
     if top in room.outside or (found.lazy and top in room.lazy):
         return None

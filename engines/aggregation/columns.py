@@ -102,7 +102,10 @@ _STATISTIC: Final = {
         "Box-Cox lambda of greatest likelihood among -2, -1.75 ... 2; null unless n >= 2, all values > 0, not all equal",
         "1",
     ),
-    "dip_pval": ("p-value of Hartigan's dip, interpolated in a table of quantiles; null for n < 3, 1 for n = 3", "1"),
+    "dip_pval": (
+        "p-value of Hartigan's dip, interpolated in the published table of its quantiles; null for n < 3, 1 for n = 3",
+        "1",
+    ),
     "kde_peaks": (
         (
             "maxima of a Gaussian kernel density (bandwidth 1.06 * stddev * n^-0.2) on 129 points from minimum to"
@@ -118,7 +121,7 @@ _PRICE_MEANING: Final = {
     "close": "price of the last trade of the underlying",
 }
 _MIX_MEANING: Final = {
-    "dollar_value": "sum of price * size * multiplier of the {side} trades with a spot",
+    "dollar_value": "sum of price * size * multiplier of the {side} trades with a spot; null where it is 0",
     "below_intrinsic_pct": "share of {side} trades priced below their intrinsic value at their spot",
     "above_intrinsic_pct": "share of {side} trades priced above their intrinsic value at their spot",
     "aggressor_unknown_pct": "share of {side} trades whose aggressor is unknown",
@@ -172,6 +175,11 @@ METRIC_FIELDS: Final = _all_fields()
 METRICS: Final = tuple(field.name for field in METRIC_FIELDS)
 """Names of the 150 metrics in order."""
 
+PLACE_FIELDS: Final = (
+    Field("symbol", "underlying of the row", "text"),
+    Field("minute", "minute of the session that the window starts at, from 0", "minutes"),
+    Field("window", "length of the window: 1m, 5m, 10m, 30m, 1h or 4h", "text"),
+)
 KEY_FIELDS: Final = (
     Field("window_start_ns", "start of the window, inclusive", "ns since the epoch, UTC"),
     Field("window_end_ns", "end of the window, exclusive, at the close at the latest", "ns since the epoch, UTC"),
@@ -191,14 +199,7 @@ COUNT_FIELDS: Final = (
     Field("left_out_nonstandard", "option trades left out: adjusted deliverable", "count"),
     Field("left_out_no_spot", "option trades left out: no price of the underlying", "count"),
 )
-SPAN_FIELDS: Final = (
-    Field("underlying_row_start", "first row of the window among the underlying's trades", "row index"),
-    Field("underlying_row_end", "row after the last of the window among the underlying's trades", "row index"),
-    Field("option_row_start", "first row of the window among the option trades", "row index"),
-    Field("option_row_end", "row after the last of the window among the option trades", "row index"),
-)
 KEYS: Final = tuple(field.name for field in KEY_FIELDS)
 COUNTS: Final = tuple(field.name for field in COUNT_FIELDS)
-SPANS: Final = tuple(field.name for field in SPAN_FIELDS)
 
 assert len(METRICS) == len(set(METRICS)) == 150

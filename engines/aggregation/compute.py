@@ -7,24 +7,22 @@ the artifacts they name. Imports the kernel, so it must never be imported by the
 
 from __future__ import annotations
 
-import base64
-import json
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 import polars as pl
-import zstandard
 
-from engines.aggregation.columns import COUNT_FIELDS, COUNTS, KEY_FIELDS, KEYS, METRIC_FIELDS, METRICS
+from engines.aggregation.columns import COUNT_FIELDS, COUNTS, KEY_FIELDS, KEYS, METRIC_FIELDS, METRICS, PLACE_FIELDS
 from engines.aggregation.engine import AggregationArguments, CellRows, UnitArguments
 from engines.aggregation.inputs import Method, OptionTrades, SessionInputs, Side, UnderlyingTrades
 from engines.aggregation.kernel import WindowTable, aggregate_starts
 from engines.contract import ArtifactFile, Batch, CellBlock, Task, TaskFailed, Workplace
 from engines.derived_rows import MadeCells, hash_frame, read_inputs, records_of, text_codes
-from engines.staging import StagedCells
+from engines.staging import StagedCells, cell_dtype
 from ledger.columns import AGGREGATE_MINUTES, Column, Flag, PayloadKind
 from ledger.frames import ArtifactWriter
+from ledger.input_tables import COLUMNS, INPUT, footer_entries
 from ledger.records import AGGREGATE_WINDOW
 from ledger.roots import RootTable, option_root
 
@@ -41,11 +39,7 @@ _METHODS: Final = {
 _NOT_TRADES: Final = ("cancelled", "official_price")
 HASHED: Final = ("window", *KEYS, *COUNTS, *METRICS)
 """Columns of the content hash, in order."""
-INPUT: Final = np.dtype([("symbol", "<u2"), ("minute", "<u2"), ("column", "u1"), ("payload_id", "<u4")])
-"""One input cell in the artifact's ``m17.inputs``: symbol as an index into ``m17.input_symbols``, column as position."""
-_INPUT_COLUMNS: Final = tuple(
-    list(Column).index(one) for one in (Column.TRADE_REF, Column.AGGRESSOR_REF, Column.GREEKS_REF)
-)
+_INPUT_COLUMNS: Final = tuple(COLUMNS.index(one) for one in (Column.TRADE_REF, Column.AGGRESSOR_REF, Column.GREEKS_REF))
 
 
 def run(task: Task, workplace: Workplace) -> Batch:
@@ -218,7 +212,7 @@ def _stage(
     """Write all windows as one artifact, by column, symbol and minute, and stage their cells."""
     symbols = tuple(unit.symbol for unit in arguments.units)
     path = workplace.artifact_root / "aggregate" / arguments.session / f"{workplace.batch_name}.parquet"
-    fields = {field.name: field.metadata for field in (*KEY_FIELDS, *COUNT_FIELDS, *METRIC_FIELDS)}
+    fields = {field.name: field.metadata for field in (*PLACE_FIELDS, *KEY_FIELDS, *COUNT_FIELDS, *METRIC_FIELDS)}
     writer = ArtifactWriter(path, metadata={"m17.session": arguments.session}, field_metadata=fields)
     table, places = _input_table(arguments)
     blocks, columns = [], [column for column in tables if tables[column]]
@@ -268,17 +262,16 @@ def _cells(
     records["source_span_end"] = arguments.first_minute_idx + minute + covered
     of = {name: counts[:, at] for at, name in enumerate(COUNTS)}
     records["option_trades"] = of["puts"] + of["calls"]
-    records["usable_rows"] = of["underlying_trades"] + of["puts"] + of["calls"]
+    records["usable_rows"] = of["underlying_trades"] + of["puts"] + of["calls"] - of["null_delta"]
     records["left_out"] = sum(values for name, values in of.items() if "left_out" in name)
+    for name in ("spot_from_last_trade", "null_delta", *(one for one in COUNTS if one.startswith("left_out_"))):
+        records[name] = of[name]
     for index in np.unique(symbol):
         mine = symbol == index
         offsets = places[int(index)]
         records["inputs_start"][mine] = offsets[minute[mine]]
         records["inputs_count"][mine] = offsets[minute[mine] + covered[mine]] - offsets[minute[mine]]
-    staged = np.zeros(
-        len(minute),
-        dtype=[("symbol", "<u2"), ("minute", "<u2"), ("inputs", "<u4"), ("flags", "u1"), ("record", records.dtype)],
-    )
+    staged = np.zeros(len(minute), dtype=cell_dtype(column.payload_kind))
     staged["symbol"], staged["minute"], staged["inputs"], staged["record"] = symbol, minute, prints, records
     staged["flags"] = np.where(short, np.uint8(Flag.SHORT), np.uint8(0))
     return staged
@@ -308,5 +301,4 @@ def _input_table(arguments: AggregationArguments) -> tuple[dict[str, str], list[
         places.append(total + np.searchsorted(both["minute"], np.arange(arguments.minutes + 1)))
         pieces.append(both)
         total += len(both)
-    data = zstandard.compress(np.concatenate(pieces).tobytes())
-    return {"m17.inputs": base64.b64encode(data).decode(), "m17.input_symbols": json.dumps(names)}, places
+    return footer_entries(np.concatenate(pieces), names), places

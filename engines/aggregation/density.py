@@ -24,7 +24,8 @@ import math
 from typing import Final
 
 import numpy as np
-from numba import njit
+
+from engines.compiled import njit
 
 POINTS: Final = 129
 """Points of the grid."""

@@ -7,7 +7,7 @@ Dip Statistic", Applied Statistics 34 (1985) 320-325 (AS 217): the minorant and 
 pass each, because a vertex of a hull stays a vertex when points beyond its interval are taken away.
 
 Compiled code: only workers may import this module. It must never draw random numbers or read a clock; the table of
-quantiles was made beforehand (``dip_table``).
+quantiles is the published one (``dip_table``).
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import math
 from typing import Final
 
 import numpy as np
-from numba import njit
 
-from engines.aggregation.dip_table import PROBABILITIES, SAMPLE_SIZES, SCALED_QUANTILES
+from engines.aggregation.dip_table import PROBABILITIES, QUANTILES, SAMPLE_SIZES
+from engines.compiled import njit
 
 THINNING: Final = 16
 """Every how many order statistics the first, coarse look of ``dip_p_value`` takes."""
@@ -27,7 +27,7 @@ THINNING_FROM: Final = 2048
 
 _SIZES: Final = np.array(SAMPLE_SIZES, dtype=np.int64)
 _PROBABILITIES: Final = np.array(PROBABILITIES, dtype=np.float64)
-_SCALED: Final = np.array(SCALED_QUANTILES, dtype=np.float64)
+_SCALED: Final = np.sqrt(_SIZES)[:, None] * np.array(QUANTILES, dtype=np.float64)
 
 
 @njit(cache=True, error_model="numpy")
@@ -184,7 +184,7 @@ def p_value_of_dip(dip, count):  # type: ignore[no-untyped-def]
 
     Linear in the sample size on the scale ``sqrt(count) * dip``, then linear between the tabulated levels; 1 up to the
     lowest tabulated quantile and for the smallest dip that ``count`` different values can have, ``1 / (2 * count)``; 0
-    from the highest quantile on.
+    from the highest quantile on. Samples beyond the largest tabulated size use its row.
     """
     # The smallest dip has a probability of its own in small samples; the table's digits must not decide that it is met.
     if count <= 3 or 2.0 * count * dip <= 1.0 + 1e-9:

@@ -18,11 +18,12 @@ import numpy as np
 
 from engines.aggregation.members import INPUTS, Members, MinuteSums
 from engines.aggregation.policy import KERNEL_VERSION, AggregationPolicy
-from engines.contract import Context, Task
-from engines.derivation import Cells, Judged, upstream
+from engines.contract import Context, Remark, RowQuality
+from engines.derivation import Cells, Judged, counted_as, recipe_words
 from engines.derived import DerivedEngine
 from engines.derived_rows import InputRows, input_rows, readable
 from engines.looking import Look
+from engines.scope import take_scope
 from ledger.columns import AGGREGATE_MINUTES, MINUTES_PER_SESSION, Column, Flag
 from ledger.coverage import applicable, class_words
 from ledger.prints import recipe_hash, recipe_print, window_prints
@@ -36,6 +37,7 @@ WEIGHT_MAX: Final = 24_000_000
 _CELL_WEIGHT: Final = 3_000
 """What a window costs beside its rows, as rows."""
 _SESSIONS_KEPT: Final = 4
+_UNITS_KEPT: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,9 +93,11 @@ class AggregationDerivation:
         self.recipes: dict[Column, int] = {}
         self._members: dict[int, Members] = {}
         self._held: tuple[Any, MinuteSums] | None = None
+        self._weighed: tuple[Any, dict[int, tuple[np.ndarray, np.ndarray]]] = (None, {})
 
     def start(self, context: Context) -> None:
         """Take the context; the recipe covers the table of roots, which says what a contract delivers."""
+        self._context = context
         self._state: State = context.state
         settings = dict(self.policy.recipe())
         del settings["kernel"]
@@ -151,7 +155,70 @@ class AggregationDerivation:
             prints.reshape(count, minutes + length)[:, :minutes],
             np.full(count, recipe_print(self.recipes[column]), dtype=np.uint32),
             flags,
+            # What lies above is judged for it, which is only worth while where a window could be made.
+            self._changing(session_seq, units, length) if ready.any() else None,
         )
+
+    def may_judge(self, session: str, session_seq: int, units: np.ndarray, until_s: float) -> bool:
+        """
+        Whether judging some underlyings takes a moment; where not, what it needs was looked at until then.
+
+        An underlying may have thousands of options: all at once would hold up whoever waits for the daemon.
+        """
+        members = self.members(session_seq)
+        if not members.look(units, until_s):
+            return False
+        if not self._sums(session_seq, units).filled.any():
+            return True
+        ids = np.concatenate([units, *(members.options(int(unit)) for unit in units)])
+        return all(self._context.is_settled(session, source, ids) for source in INPUTS[1:])
+
+    def _changing(self, session_seq: int, units: np.ndarray, length: int) -> np.ndarray | None:
+        """bool[units, minutes]: windows over sides or Greeks that are about to be made again; None for no window."""
+        session, members = self._state.calendar.date(session_seq), self.members(session_seq)
+        mine = [np.concatenate([[unit], members.options(int(unit))]) for unit in units]
+        ids, of_unit = np.concatenate(mine), np.repeat(np.arange(len(units)), [len(one) for one in mine])
+        minutes: np.ndarray | None = None
+        for source in INPUTS[1:]:
+            cells = self._context.changing(session, source, ids)
+            if cells is not None:
+                minutes = np.zeros((len(units), cells.shape[1]), dtype=bool) if minutes is None else minutes
+                np.logical_or.at(minutes, of_unit, cells)
+        if minutes is None:
+            return None
+        windows = _any_inside(minutes, length)
+        windows[:, 1:] |= minutes[:, :-1]
+        return windows
+
+    # ---- what the rows are worth
+
+    def quality(self, column: Column, records: np.ndarray) -> RowQuality:
+        """Rows are the trades of a window, each counted in every window that holds it; usable those that went in whole."""
+        del column
+        quotes = Column.QUOTE_REF
+        remarks = [
+            Remark(word, text, counted_as(records, word), word != "spot_from_last_trade", source)
+            for word, text, source in (
+                ("left_out_no_spot", "no mid in its Greeks, and no trade of the underlying in T or T-1", quotes),
+                ("left_out_nonstandard", "adjusted deliverable: what it delivers is not known", None),
+                ("left_out_cancelled", "the print was cancelled", None),
+                (
+                    "null_delta",
+                    "no delta: counted with 0 in dadvv and gadvv; see why greeks_ref of its options",
+                    quotes,
+                ),
+                ("spot_from_last_trade", "the underlying's last trade stands in for the mid", None),
+            )
+        ]
+        usable = counted_as(records, "usable_rows")
+        rows = usable + counted_as(records, "null_delta") + counted_as(records, "left_out")
+        return RowQuality(rows, usable, remarks)
+
+    def recipe_of(self, session_seq: int, column: Column, unit: int) -> tuple[int, str]:
+        """One recipe per window length; the table of roots is part of it."""
+        del session_seq, unit
+        words = {**self.policy.recipe(), "roots": f"{self._state.roots.fingerprint():016x}"}
+        return recipe_print(self.recipes[column]), recipe_words(words)
 
     # ---- where the rows are
 
@@ -160,7 +227,7 @@ class AggregationDerivation:
         weight = np.full(len(cells), _CELL_WEIGHT, dtype=np.int64)
         length = AGGREGATE_MINUTES[cells.column]
         for unit in np.unique(cells.symbol_ids):
-            rows, sound = self._rows_by_minute(session_seq, int(unit))
+            rows, sound = self._rows_of(session_seq, int(unit))
             mine = np.flatnonzero(cells.symbol_ids == unit)
             starts = cells.minutes[mine]
             ends = np.minimum(starts + length, len(rows))
@@ -170,18 +237,27 @@ class AggregationDerivation:
             weight[mine[broken[ends] > broken[np.maximum(starts - 1, 0)]]] = -1
         return weight
 
+    def _rows_of(self, session_seq: int, unit: int) -> tuple[np.ndarray, np.ndarray]:
+        """:meth:`_rows_by_minute`, the same for all six columns of a look."""
+        key = (session_seq, self.members(session_seq).mark())
+        if self._weighed[0] != key or len(self._weighed[1]) >= _UNITS_KEPT:
+            self._weighed = (key, {})
+        if unit not in self._weighed[1]:
+            self._weighed[1][unit] = self._rows_by_minute(session_seq, unit)
+        return self._weighed[1][unit]
+
     def _rows_by_minute(self, session_seq: int, unit: int) -> tuple[np.ndarray, np.ndarray]:
         """(i64[minutes] trades, bool[minutes] all readable) of an underlying and its options."""
         minutes = int(self._state.calendar.minutes[session_seq])
-        symbol_ids = np.concatenate([[unit], self.members(session_seq).options(unit)])
+        members = self.members(session_seq)
+        _, minute, ids = members.cells(np.concatenate([[unit], members.options(unit)]))
         rows, sound = np.zeros(minutes, dtype=np.int64), np.ones(minutes, dtype=bool)
-        for column in INPUTS:
-            cells = upstream(self._state, session_seq, column, symbol_ids)
-            _, minute = np.nonzero(cells.counts)
-            records = self._state.maps[column.payload_kind].get_many(cells.slots["payload_id"][cells.counts])
-            sound[minute[~readable(records)]] = False
+        for index, column in enumerate(INPUTS):
+            there = ids[:, index] != 0
+            records = self._state.maps[column.payload_kind].get_many(ids[there, index])
+            sound[minute[there][~readable(records)]] = False
             if column is Column.TRADE_REF:
-                np.add.at(rows, minute, records["row_count"].astype(np.int64))
+                np.add.at(rows, minute[there], records["row_count"].astype(np.int64))
         return rows, sound
 
     def arguments(self, session: str, cells: list[Cells]) -> AggregationArguments:
@@ -221,13 +297,13 @@ class AggregationDerivation:
     def _cell_rows(self, seq: int, symbol_ids: np.ndarray, needed: np.ndarray) -> CellRows:
         """Where the rows of the trade cells of some minutes are, and those made from them."""
         state = self._state
-        cells = [upstream(state, seq, column, symbol_ids) for column in INPUTS]
-        minute, at = np.nonzero((cells[0].counts & needed[None, :]).T)
-        rows, ids = [], np.zeros((len(at), len(INPUTS)), dtype=np.uint32)
-        for index, (column, one) in enumerate(zip(INPUTS, cells, strict=True)):
-            counts = one.counts[at, minute]
-            ids[:, index] = np.where(counts, one.slots["payload_id"][at, minute], 0)
-            records = state.maps[column.payload_kind].get_many(np.where(counts, ids[:, index], NO_ROWS_ID))
+        at, minute, ids = self.members(seq).cells(symbol_ids)
+        chosen = np.flatnonzero(needed[minute])
+        chosen = chosen[np.lexsort((at[chosen], minute[chosen]))]
+        at, minute, ids = at[chosen], minute[chosen], ids[chosen]
+        rows = []
+        for index, column in enumerate(INPUTS):
+            records = state.maps[column.payload_kind].get_many(np.where(ids[:, index] != 0, ids[:, index], NO_ROWS_ID))
             rows.append(
                 input_rows(state, records["artifact_id"], at, minute, records["row_start"], records["row_count"])
             )
@@ -238,21 +314,17 @@ class AggregationDerivation:
 class AggregationEngine(DerivedEngine):
     """The aggregates, planned: light underlyings together, heavy ones in runs of start minutes over all columns."""
 
-    def _tasks_of(self, session: str, look: Look, units: np.ndarray, priority: int) -> Iterator[Task]:
-        empty, made = [], []
-        for one in self._judge_units(session, look, units):
-            one.leave_out(self._under_way(session, one.column, units, one.work.shape))
-            no_rows, cells = one.no_rows(), one.cells()
-            if len(no_rows.minutes):
-                empty.append(no_rows)
-            if len(cells):
-                made.append(cells)
-        if empty:
-            cells_of = [Cells(one.column, one.symbol_ids, one.minutes, one.inputs) for one in empty]
-            yield self._task(session, "no rows", "", empty, cells_of, priority)
-        for piece in _pieces(made, [self.derivation.weigh(look.seq, cells) for cells in made]):
-            arguments = self.derivation.arguments(session, piece)
-            yield self._task(session, "", self.derivation.compute, arguments, piece, priority)
+    # Every commit of every option touches its underlying, and nothing is ready before the last.
+    settle_s = 0.15
+    units_a_step = 8
+    derivation: AggregationDerivation
+
+    def _may_judge(self, session: str, look: Look, units: np.ndarray, until_s: float) -> bool:
+        """Whether all options of the underlyings were looked at, and it is known which of their cells will change."""
+        return self.derivation.may_judge(session, look.seq, units, until_s)
+
+    def _cut(self, made: list[Cells], weights: list[np.ndarray]) -> Iterator[list[Cells]]:
+        return _pieces(made, weights)
 
 
 def _pieces(made: list[Cells], weights: list[np.ndarray]) -> Iterator[list[Cells]]:
@@ -299,12 +371,12 @@ def _any_inside(plane: np.ndarray, length: int) -> np.ndarray:
 
 def build(table: Mapping[str, Any], base: Path) -> AggregationEngine:
     """
-    The engine from its config table: the settings of :class:`AggregationPolicy`, and ``symbols``.
+    The engine from its config table: the settings of :class:`AggregationPolicy`, ``symbols`` and ``activation``.
 
     Raises:
         msgspec.ValidationError, ValueError: a key or value of the table is wrong.
     """
     del base
     rest = dict(table)
-    globs = msgspec.convert(rest.pop("symbols", []), list[str])
-    return AggregationEngine(AggregationDerivation(msgspec.convert(rest, AggregationPolicy)), globs)
+    scope = take_scope(rest)
+    return AggregationEngine(AggregationDerivation(msgspec.convert(rest, AggregationPolicy)), scope)

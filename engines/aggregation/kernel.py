@@ -53,7 +53,7 @@ class WindowTable:
     counts: NDArray[np.int64]
     """i64[k, 10]: what went in and what was left out, as ``columns.COUNTS``."""
     source_span: NDArray[np.int64]
-    """i64[k, 4]: half-open row ranges in the inputs, underlying then options, as ``columns.SPANS``."""
+    """i64[k, 4]: first and end row of the window among the underlying's trades, then among the option trades."""
     metrics: NDArray[np.float64]
     """f64[k, 150]: as ``columns.METRICS``, NaN for null."""
 
@@ -143,7 +143,7 @@ def _describe_side(
                 metrics[position, :, _COLUMN[f"{side}_{name}"]] = shares[:, column]
     if "dollar_value" in mix:
         totals = window_totals(samples.notional, samples.offsets, starts, windows)
-        metrics[:, :, _COLUMN[f"{side}_dollar_value"]] = totals
+        metrics[:, :, _COLUMN[f"{side}_dollar_value"]] = np.where(totals == 0.0, np.nan, totals)
     for row, name in enumerate(_SIDE_SAMPLES):
         _describe_sample(f"{side}_{name}", samples.values[row], samples.offsets, starts, windows, metrics)
 

@@ -7,6 +7,7 @@ every option looked at again; here only the symbols that changed are. This modul
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import Final
 
@@ -20,7 +21,8 @@ from ledger.state import State
 
 INPUTS: Final = (Column.TRADE_REF, Column.AGGRESSOR_REF, Column.GREEKS_REF)
 """Columns that aggregates are made from; the last two are read beside the trades, row by row."""
-_SYMBOLS_AT_ONCE: Final = 512
+_SYMBOLS_AT_ONCE: Final = 64
+"""Some milliseconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +59,10 @@ class Members:
         # Zeros that nobody has touched cost no memory.
         self._filled, self._traded = np.zeros(shape, dtype=bool), np.zeros(shape, dtype=bool)
         self._values, self._spots = np.zeros(shape, dtype=np.uint64), np.zeros(shape, dtype=np.uint64)
+        self._cells: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         self._known = np.zeros(SYMBOLS_MAX, dtype=bool)
         self._changes = np.zeros((2, SYMBOLS_MAX), dtype=np.uint32)
-        self._mapped = (0, 0)
+        self._mapped: tuple[int, ...] = (0, 0)
         self._universe = np.zeros(0, dtype=np.int64)
         self._options: dict[int, np.ndarray] = {}
 
@@ -96,6 +99,30 @@ class Members:
                 filled_before[at] = True
         return MinuteSums(filled, filled_before, traded, values, before)
 
+    def look(self, units: np.ndarray, until_s: float) -> bool:
+        """Look at the members of some underlyings, so that :meth:`sums` has little to do; False where time ran out before."""
+        late = self._late(np.unique(np.concatenate([units, *(self.options(int(unit)) for unit in units)])))
+        for start in range(0, len(late), _SYMBOLS_AT_ONCE):
+            if start and time.monotonic() >= until_s:
+                return False
+            self._refresh(late[start : start + _SYMBOLS_AT_ONCE])
+        return True
+
+    def cells(self, symbol_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """
+        The trade cells with rows of some symbols, as they are now, and the cells made from them.
+
+        Returns:
+            i64[n] index of the symbol, i64[n] minute, u32[n, 3] payload ids by INPUTS, 0 where a cell has no rows; in
+            the order of the symbols, then of minutes.
+        """
+        self._refresh(symbol_ids)
+        found = [self._cells[one] for one in symbol_ids.tolist()]
+        at = np.repeat(np.arange(len(found)), [len(minutes) for minutes, _ in found])
+        minutes = [np.zeros(0, dtype=np.int16), *(one[0] for one in found)]
+        ids = [np.zeros((0, len(INPUTS)), dtype=np.uint32), *(one[1] for one in found)]
+        return at, np.concatenate(minutes).astype(np.int64), np.concatenate(ids)
+
     def mark(self) -> tuple[int, ...]:
         """What changes whenever an input or the universe does."""
         state = self._state
@@ -108,17 +135,28 @@ class Members:
                 marks += [0, 0]
         return tuple(marks)
 
-    def _refresh(self, symbol_ids: np.ndarray) -> None:
-        """Look again at those of the symbols whose cells were written to."""
-        state, now = self._state, np.zeros((2, len(symbol_ids)), dtype=np.uint32)
-        mapped = [0, 0]
-        for at, ledger in enumerate((state.trade, state.enrichment)):
+    def _late(self, symbol_ids: np.ndarray) -> np.ndarray:
+        """Those of the symbols whose cells were written to since they were looked at."""
+        now, mapped = self._now(symbol_ids)
+        if mapped != self._mapped:
+            return symbol_ids
+        return symbol_ids[~self._known[symbol_ids] | (now != self._changes[:, symbol_ids]).any(axis=0)]
+
+    def _now(self, symbol_ids: np.ndarray) -> tuple[np.ndarray, tuple[int, ...]]:
+        """(u32[2, n] how often the symbols were written to in either ledger, what is another one when it is mapped again)."""
+        now, mapped = np.zeros((2, len(symbol_ids)), dtype=np.uint32), [0, 0]
+        for at, ledger in enumerate((self._state.trade, self._state.enrichment)):
             if ledger.exists(self._seq):
                 rows = ledger.session(self._seq)
                 now[at], mapped[at] = rows.changes[symbol_ids], id(rows)
-        if (mapped[0], mapped[1]) != self._mapped:
+        return now, tuple(mapped)
+
+    def _refresh(self, symbol_ids: np.ndarray) -> None:
+        """Look again at those of the symbols whose cells were written to."""
+        now, mapped = self._now(symbol_ids)
+        if mapped != self._mapped:
             self._known[:] = False
-            self._mapped = (mapped[0], mapped[1])
+            self._mapped = mapped
         late = ~self._known[symbol_ids] | (now != self._changes[:, symbol_ids]).any(axis=0)
         changed = symbol_ids[late]
         for start in range(0, len(changed), _SYMBOLS_AT_ONCE):
@@ -134,6 +172,12 @@ class Members:
             return set_values(role, hashes, cells.checksum, cells.counts)
 
         of_trades, of_aggressors = values("trade", trades), values("aggressor", aggressors)
+        at, minute = np.nonzero(trades.counts)
+        ids = np.stack([one.payload_ids[at, minute] for one in (trades, aggressors, greeks)], axis=1)
+        ends = np.cumsum(np.count_nonzero(trades.counts, axis=1))
+        for position, (symbol_id, end) in enumerate(zip(symbol_ids.tolist(), ends.tolist(), strict=True)):
+            mine = slice(int(ends[position - 1]) if position else 0, end)
+            self._cells[symbol_id] = minute[mine].astype(np.int16), ids[mine].copy()
         self._filled[symbol_ids] = trades.filled & aggressors.filled & greeks.filled
         self._traded[symbol_ids] = trades.counts
         self._values[symbol_ids] = of_trades + of_aggressors + values("greeks", greeks)

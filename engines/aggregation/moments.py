@@ -12,7 +12,8 @@ import math
 from typing import Final
 
 import numpy as np
-from numba import njit
+
+from engines.compiled import njit
 
 LAMBDAS: Final = np.arange(-8, 9) * 0.25
 """Grid of Box-Cox exponents."""

@@ -11,7 +11,8 @@ import math
 from typing import Final
 
 import numpy as np
-from numba import njit
+
+from engines.compiled import njit
 
 FEW: Final = 16
 """Largest sample whose mode is its most frequent exact value."""

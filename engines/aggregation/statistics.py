@@ -10,7 +10,6 @@ import math
 from typing import Final
 
 import numpy as np
-from numba import njit
 
 from engines.aggregation.density import peaks
 from engines.aggregation.dip import dip_p_value
@@ -22,6 +21,7 @@ from engines.aggregation.ordered import (
     mode,
     quantile,
 )
+from engines.compiled import njit
 
 CV_FLOOR: Final = 1e-9
 """Smallest mean that the coefficient of variation divides by."""

@@ -2,8 +2,9 @@
 A bucket of an S3-compatible store as a source of files.
 
 A download goes to a temporary file by ranges, remembers beside it which object it is a part of (ETag and size), and goes
-on where it stopped, in this process or the next; an object that was replaced meanwhile starts anew. Credentials and
-endpoint come from the environment. This module must never write to a bucket.
+on where it stopped, in this process or the next; an object that was replaced meanwhile starts anew. Two processes never
+write one part: it is locked. Credentials, and what is not given, come from the environment. This module must never write
+to a bucket.
 
 Environment: ``M17_S3_ENDPOINT`` (or ``AWS_ENDPOINT_URL_S3``, ``AWS_ENDPOINT_URL``), ``AWS_ACCESS_KEY_ID``,
 ``AWS_SECRET_ACCESS_KEY``, ``AWS_SESSION_TOKEN``, ``AWS_REGION`` (or ``AWS_DEFAULT_REGION``).
@@ -11,12 +12,14 @@ Environment: ``M17_S3_ENDPOINT`` (or ``AWS_ENDPOINT_URL_S3``, ``AWS_ENDPOINT_URL
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import IO, TYPE_CHECKING, Any, Final, TypeVar
 from urllib.parse import urlsplit
 
 import msgspec
@@ -59,9 +62,12 @@ class BucketSource:
     Args:
         address: ``s3://bucket[/prefix]``.
         endpoint: of the store; None takes the environment's, '' the provider's own.
+        region: None takes the environment's.
+        path_style: the bucket is part of the path; False makes it part of the host's name.
         policy: attempts in a row without a byte, and their pauses.
         range_bytes: bytes of one request.
-        bytes_per_second: cap of the transfer, None for none.
+        rate: bytes a second of the transfer at most, asked for after every piece; None for no cap. What it raises ends
+            the download, and what came stays.
         timeout_seconds: without any byte.
         sleep, clock: how to wait and to measure the rate.
 
@@ -74,9 +80,11 @@ class BucketSource:
         address: str,
         *,
         endpoint: str | None = None,
+        region: str | None = None,
+        path_style: bool = True,
         policy: RetryPolicy | None = None,
         range_bytes: int = RANGE_BYTES,
-        bytes_per_second: float | None = None,
+        rate: Callable[[], float | None] = lambda: None,
         timeout_seconds: float = 30.0,
         sleep: Callable[[float], None] = time.sleep,
         clock: Callable[[], float] = time.monotonic,
@@ -89,7 +97,9 @@ class BucketSource:
         self._prefix = parts.path.strip("/")
         self._policy = policy or RetryPolicy()
         self._range_bytes = range_bytes
-        self._bytes_per_second = bytes_per_second
+        self._rate = rate
+        self._region = region or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
+        self._path_style = path_style
         self._sleep = sleep
         self._clock = clock
         if endpoint is None:
@@ -151,75 +161,70 @@ class BucketSource:
         Raises:
             SourceMissing: no such object.
             SourceReplaced: it was replaced again and again while it was read.
-            SourceFailing: the transfer broke off too often without a byte between, or the gzip stream is damaged.
+            ObjectDamaged: it came whole, and its gzip stream is damaged.
+            SourceFailing: the transfer broke off too often without a byte between, or another process is at it.
             FeedError: refused or unreachable.
             OSError: writing failed. What came so far stays in ``target.part`` and serves the next download.
         """
         partial = target.with_name(target.name + ".part")
-        for attempt in range(self._policy.attempts):
-            facts = self.stat(name)
-            self._prepare(partial, name, facts)
-            try:
-                self._fetch(name, facts, partial, progress)
-            except SourceReplaced:
-                if attempt == self._policy.attempts - 1:
-                    raise
-                self._count("replaced")
-                continue
-            check = GzipCheck(name)
-            with partial.open("rb") as file:
+        with _locked(partial, f"{self.address}/{name}") as file:
+            for attempt in range(self._policy.attempts):
+                facts = self.stat(name)
+                self._prepare(file, partial, name, facts)
+                try:
+                    self._fetch(name, facts, file, progress)
+                except SourceReplaced:
+                    if attempt == self._policy.attempts - 1:
+                        raise
+                    self._count("replaced")
+                    continue
+                check = GzipCheck(name)
+                file.seek(0)
                 while piece := file.read(READ_BYTES):
                     check.take(piece)
-            _note(partial).unlink(missing_ok=True)
-            refuse_damaged(check, f"{self.address}/{name}", partial)
-            partial.replace(target)
-            return facts
+                _note(partial).unlink(missing_ok=True)
+                refuse_damaged(check, f"{self.address}/{name}", partial)
+                partial.replace(target)
+                return facts
         raise AssertionError("a policy has at least one attempt")
 
-    def _prepare(self, partial: Path, name: str, facts: ObjectFacts) -> None:
-        """Keep the partial file if it is a part of this very object, else begin anew."""
+    def _prepare(self, file: IO[bytes], partial: Path, name: str, facts: ObjectFacts) -> None:
+        """Keep what the partial file holds if it is a part of this very object, else begin anew."""
         wanted = _Partial(f"{self.address}/{name}", facts.etag, facts.size)
         note = _note(partial)
         try:
             held = msgspec.json.decode(note.read_bytes(), type=_Partial)
         except (FileNotFoundError, msgspec.DecodeError):
             held = None
-        if held == wanted and partial.exists() and partial.stat().st_size <= facts.size:
-            self.counts.bytes_resumed += partial.stat().st_size
+        have = file.seek(0, os.SEEK_END)
+        if held == wanted and have <= facts.size:
+            self.counts.bytes_resumed += have
             return
-        partial.unlink(missing_ok=True)
+        file.truncate(0)
         note.write_bytes(msgspec.json.encode(wanted))
-        partial.touch()
 
-    def _fetch(self, name: str, facts: ObjectFacts, partial: Path, progress: Progress | None) -> None:
+    def _fetch(self, name: str, facts: ObjectFacts, file: IO[bytes], progress: Progress | None) -> None:
         """Append ranges until the file has its length; attempts are counted anew after every byte."""
         failures = 0
-        begun, received = self._clock(), 0
-        with partial.open("ab") as file:
-            while (have := file.seek(0, os.SEEK_END)) < facts.size:
-                try:
-                    for piece in self._pieces(name, facts, have):
-                        file.write(piece)
-                        self.counts.bytes_received += len(piece)
-                        received += len(piece)
-                        failures = 0
-                        if progress is not None:
-                            progress(file.tell(), facts.size)
-                        self._keep_to_rate(begun, received)
-                except (SourceFailing, SourceUnreachable) as error:
-                    file.flush()
-                    failures += 1
-                    if failures >= self._policy.attempts:
-                        raise
-                    self._count("unreachable" if isinstance(error, SourceUnreachable) else "failing")
-                    self._sleep(self._policy.pause_seconds(failures - 1))
-            os.fsync(file.fileno())
-
-    def _keep_to_rate(self, begun: float, received: int) -> None:
-        if self._bytes_per_second is not None:
-            ahead = received / self._bytes_per_second - (self._clock() - begun)
-            if ahead > 0:
-                self._sleep(ahead)
+        pace = _Pace(self._rate, self._clock, self._sleep)
+        while (have := file.seek(0, os.SEEK_END)) < facts.size:
+            try:
+                for piece in self._pieces(name, facts, have):
+                    file.write(piece)
+                    self.counts.bytes_received += len(piece)
+                    failures = 0
+                    if progress is not None:
+                        progress(file.tell(), facts.size)
+                    pace.keep(len(piece))
+            except (SourceFailing, SourceUnreachable) as error:
+                file.flush()
+                failures += 1
+                if failures >= self._policy.attempts:
+                    raise
+                self._count("unreachable" if isinstance(error, SourceUnreachable) else "failing")
+                self._sleep(self._policy.pause_seconds(failures - 1))
+        file.flush()
+        os.fsync(file.fileno())
 
     def _pieces(self, name: str, facts: ObjectFacts, start: int) -> Iterator[memoryview]:
         """The bytes of one range as they come."""
@@ -269,11 +274,64 @@ class BucketSource:
 
     def _store(self) -> S3Store:
         if self._opened is None:
-            self._opened = _open_store(self._bucket, self._endpoint, self._timeout_seconds)
+            self._opened = _open_store(
+                self._bucket, self._endpoint, self._region, self._timeout_seconds, path_style=self._path_style
+            )
         return self._opened
 
 
-def _open_store(bucket: str, endpoint: str, timeout_seconds: float) -> S3Store:
+class _Pace:
+    """Keeps a transfer to a rate that may change on the way."""
+
+    def __init__(
+        self, rate: Callable[[], float | None], clock: Callable[[], float], sleep: Callable[[float], None]
+    ) -> None:
+        self._rate, self._clock, self._sleep = rate, clock, sleep
+        self._held: float | None = None
+        self._since, self._bytes = clock(), 0
+
+    def keep(self, received: int) -> None:
+        """Wait for as long as the bytes since the rate's last change came too fast."""
+        rate = self._rate()
+        if rate != self._held:
+            self._held, self._since, self._bytes = rate, self._clock(), 0
+        self._bytes += received
+        if rate is not None:
+            ahead = self._bytes / rate - (self._clock() - self._since)
+            if ahead > 0:
+                self._sleep(ahead)
+
+
+@contextlib.contextmanager
+def _locked(partial: Path, where: str) -> Iterator[IO[bytes]]:
+    """
+    The partial file, open for reading and appending, with its lock; it is made where it is not there.
+
+    A daemon that was killed may leave a process behind that still writes.
+
+    Raises:
+        SourceFailing: another process has the lock.
+    """
+    while True:
+        with partial.open("a+b") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                hint = "a process of an earlier run ends by itself within a minute; tried again later"
+                raise SourceFailing(where, "another process is downloading it", hint) from None
+            # Whoever had the lock before may have given the file its name.
+            if not partial.exists() or not os.path.samestat(os.fstat(file.fileno()), partial.stat()):
+                continue
+            try:
+                yield file
+            finally:
+                if not os.fstat(file.fileno()).st_size:
+                    partial.unlink(missing_ok=True)
+                    _note(partial).unlink(missing_ok=True)
+            return
+
+
+def _open_store(bucket: str, endpoint: str, region: str, timeout_seconds: float, *, path_style: bool) -> S3Store:
     """The store, with what the environment says of credentials and region."""
     from obstore.store import S3Store
 
@@ -283,8 +341,8 @@ def _open_store(bucket: str, endpoint: str, timeout_seconds: float) -> S3Store:
         hint = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
         raise SourceRefused(f"s3://{bucket}", "no credentials in the environment", hint)
     settings: dict[str, Any] = {
-        "region": os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1",
-        "virtual_hosted_style_request": False,
+        "region": region,
+        "virtual_hosted_style_request": not path_style,
     }
     if endpoint:
         settings["endpoint"] = endpoint
@@ -313,7 +371,9 @@ def _translated(where: str, error: Exception) -> FeedError:
 
     text = " ".join(str(error).split())[:300]
     lower = str(error).lower()
-    if isinstance(error, exceptions.NotFoundError | FileNotFoundError) or "<code>nosuchbucket<" in lower:
+    if "<code>nosuchbucket<" in lower:
+        return SourceMissing(where, "no such bucket", "correct `source` in the config")
+    if isinstance(error, exceptions.NotFoundError | FileNotFoundError):
         return SourceMissing(where, "no such object", "the file is not there yet, or bucket and prefix are wrong")
     if isinstance(error, exceptions.PreconditionError):
         return SourceReplaced(where, "the object was replaced while it was read", "it is read anew")

@@ -10,17 +10,21 @@ given whole minutes of it in order of time together with the last prices.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
 from engines.feeds.chunks import Chunk, IntArray, changes, session_chunk
-from engines.feeds.file_columns import columns_of, is_trades
+from engines.feeds.file_columns import columns_of, is_trades, texts
 from engines.feeds.pass_report import PassReport
 from engines.feeds.row_checks import ticker_runs
 from engines.feeds.session_window import SessionWindow
 from ledger.columns import WINDOW_NS, Dataset
+
+_RUN_ROWS: Final = 1_000
+"""Mean length from which on runs of rows are cheaper to copy than single ones."""
 
 SymbolOf = Callable[[str], str | None]
 
@@ -118,19 +122,23 @@ class RowOrder:
     ) -> pl.DataFrame:
         """The rows at the given places of the order, with symbol and minute before and previous price behind them."""
         rows = at if order is None else order[at]
-        contiguous = len(rows) > 0 and rows[-1] - rows[0] == len(rows) - 1 and bool((np.diff(rows) == 1).all())
-        taken = frame.slice(int(rows[0]), len(rows)) if contiguous else frame[rows]
+        # Rows that keep their order are chosen: several times faster than gathering, most of all from many pieces.
+        taken = _chosen(frame, rows) if (rows[1:] > rows[:-1]).all() else frame[rows]
         minutes = pl.Series("minute", minute[at].astype(np.uint16)) if inside else _no_minutes(len(at))
-        symbols = pl.Series("symbol", names, dtype=pl.String).gather(symbol[at])
+        symbols = pl.Series("symbol", names, dtype=texts()).gather(symbol[at])
         ordered = taken.select(symbols, minutes, *self._columns.types)
         if previous is None:
             return ordered
         return ordered.with_columns(pl.Series("previous_price", previous[at], nan_to_null=True))
 
     def _count(self, names: list[str], symbol: NDArray[np.int32], inside: NDArray[np.bool_]) -> None:
-        total = np.bincount(symbol, minlength=len(names)).tolist()
-        within = np.bincount(symbol[inside], minlength=len(names)).tolist()
-        for name, rows, rows_inside in zip(names, total, within, strict=True):
+        starts = changes(symbol)
+        total, within = np.zeros(len(names), np.int64), np.zeros(len(names), np.int64)
+        if len(starts):
+            # One run per symbol, several where a chain's tickers do not lie together.
+            np.add.at(total, symbol[starts], np.diff(starts, append=len(symbol)))
+            np.add.at(within, symbol[starts], np.add.reduceat(inside, starts, dtype=np.int64))
+        for name, rows, rows_inside in zip(names, total.tolist(), within.tolist(), strict=True):
             self._report.count_symbol(name, rows_inside, rows - rows_inside)
 
 
@@ -175,6 +183,18 @@ def _previous_prices(
         previous[starts] = [last_prices.get(ticker, np.nan) for ticker in present]
         last_prices.update(zip(present, prices[ends].tolist(), strict=True))
     return previous
+
+
+def _chosen(frame: pl.DataFrame, rows: IntArray) -> pl.DataFrame:
+    """Some rows, ascending, in one piece: runs of them are copied whole, where they are long."""
+    first = np.flatnonzero(np.diff(rows, prepend=-2) != 1)
+    if not len(rows) or len(rows) < _RUN_ROWS * len(first):
+        chosen = np.zeros(frame.height, np.bool_)
+        chosen[rows] = True
+        return frame.filter(pl.Series(chosen))
+    lengths = np.diff(first, append=len(rows)).tolist()
+    runs = zip(rows[first].tolist(), lengths, strict=True)
+    return pl.concat([frame.slice(start, length) for start, length in runs], rechunk=True)
 
 
 def _no_minutes(rows: int) -> pl.Series:

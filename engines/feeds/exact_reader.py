@@ -159,7 +159,7 @@ class ExactReader:
                 self._report.reject(str(rejected), 1)
             except Unreadable as unreadable:
                 self._quarantine(number, str(unreadable))
-        types = {name: self._columns.types[name] for name in self._chosen}
+        types = {name: self._schema[name] for name in self._chosen}
         return self._checks.accept(pl.DataFrame(rows, schema=types, orient="row"), by_line=True)
 
     def _quarantine(self, line: int, reason: str) -> None:

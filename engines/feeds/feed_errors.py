@@ -7,6 +7,7 @@ The ways a remote source fails, for every feed alike.
     ├─ SourceUnreachable    no name, no route, no TLS, no answer in time: after all attempts
     ├─ SourceBusy           429 after all attempts; ``retry_after_seconds`` is what the source asked for
     ├─ SourceFailing        5xx, or a reply cut short, after all attempts
+    │  └─ ObjectDamaged         the object came whole and is damaged as it lies there
     ├─ SourceRefused        401 or 403: the credentials are wrong or do not cover the data; never retried
     ├─ SourceMissing        404: not there, perhaps not yet
     ├─ SourceReplaced       the object changed while it was read
@@ -54,6 +55,10 @@ class SourceBusy(FeedError):
 
 class SourceFailing(FeedError):
     """The source answers 5xx or cuts its replies short."""
+
+
+class ObjectDamaged(SourceFailing):
+    """The object came whole and is no whole gzip stream; only another object of the name can help."""
 
 
 class SourceRefused(FeedError):

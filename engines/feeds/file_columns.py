@@ -117,6 +117,22 @@ _OF_DATASET: Final = {
 }
 
 
+def frame_types(dataset: Dataset) -> dict[str, pl.DataType]:
+    """The columns of frames that readers of a dataset yield: the file's, tickers and code lists as :func:`texts`."""
+    columns = columns_of(dataset)
+    return {**columns.types, **dict.fromkeys(("ticker", *columns.codes), texts())}
+
+
+def texts() -> pl.DataType:
+    """
+    Type of tickers and code lists in frames: few different texts, so their numbers stand in for them.
+
+    Frames of all passes in a process agree on the numbers; they are forgotten, and given to other texts, when the last
+    column of this type is gone. Who keeps numbers keeps a column, and for no longer than its pass.
+    """
+    return pl.Categorical(pl.Categories("flat file texts"))
+
+
 def columns_of(dataset: Dataset) -> FileColumns:
     """
     The columns of a dataset's flat files.

@@ -14,14 +14,16 @@ module must never sort rows, and never return from a damaged file as if it had e
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
 import polars as pl
 
 from engines.feeds.exact_reader import ExactReader
-from engines.feeds.file_columns import columns_of, size_unit
+from engines.feeds.file_columns import columns_of, frame_types, size_unit
 from engines.feeds.file_header import FETCH_AGAIN, read_header
 from engines.feeds.pass_report import NeedsExactPass, PassReport, SourceDamaged
 from engines.feeds.row_checks import Doubtful, RowChecks
@@ -30,8 +32,10 @@ from ledger.columns import Dataset
 
 __all__ = ["BAD_ROWS_MAX", "BATCH_ROWS", "NeedsExactPass", "PassReport", "SourceDamaged", "read_batches", "size_unit"]
 
-BATCH_ROWS: Final = 250_000
+BATCH_ROWS: Final = 125_000
 """Rows per frame; larger ones are no faster and need more memory."""
+_FRAMES_AHEAD: Final = 2
+"""Frames that are read while the caller works on one; Polars alone waits for its caller."""
 BAD_ROWS_MAX: Final = 10
 """Unreadable lines that are set aside before a file counts as damaged."""
 
@@ -50,7 +54,7 @@ def read_batches(
     """
     Rows of one file, in file order, as frames with the columns and types of :func:`columns_of` and without nulls.
 
-    Tickers are String, times ns UTC, sizes as sent (their unit is ``report.size_unit``); absent optional columns and
+    Tickers and code lists are :func:`texts`, times ns UTC, sizes as sent (their unit is ``report.size_unit``); absent optional columns and
     blank fields are 0 or ''. Code lists are comma lists without blanks, in the order sent.
 
     Args:
@@ -80,7 +84,7 @@ def read_batches(
     if exact:
         frames = ExactReader(path, dataset, schema, window, report, checks, bad_rows_max).batches()
     else:
-        frames = _fast_batches(path, dataset, schema, report, checks, max(bad_rows_max, 1), batch_rows)
+        frames = _ahead(_fast_batches(path, dataset, schema, report, checks, max(bad_rows_max, 1), batch_rows))
     for frame in frames:
         if frame.height:
             yield frame
@@ -91,10 +95,28 @@ def read_batches(
 
 def _schema(header: tuple[str, ...], dataset: Dataset) -> dict[str, pl.DataType]:
     """Types in file order; columns that nobody knows are text under a name of their own."""
-    types = columns_of(dataset).types
+    types = frame_types(dataset)
     return {
         name if name in types else f"unknown {place}": types.get(name, pl.String()) for place, name in enumerate(header)
     }
+
+
+def _ahead(frames: Iterator[pl.DataFrame]) -> Iterator[pl.DataFrame]:
+    """The same frames, read on a thread of their own; what reading raises comes in its place."""
+    with ThreadPoolExecutor(1, thread_name_prefix="reader") as thread:
+        reading: deque[Future[pl.DataFrame | None]] = deque()
+        try:
+            while True:
+                while len(reading) < _FRAMES_AHEAD:
+                    reading.append(thread.submit(next, frames, None))
+                frame = reading.popleft().result()
+                if frame is None:
+                    return
+                yield frame
+                del frame
+        finally:
+            for waiting in reading:
+                waiting.cancel()
 
 
 def _fast_batches(

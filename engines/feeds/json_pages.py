@@ -141,18 +141,26 @@ class PageSource:
         if parameters:
             target += "?" + urlencode(parameters)
         seen_targets, seen_results = {target}, set[bytes]()
+        before = ""
         for number in range(1, PAGES_MAX + 1):
-            envelope, digest = self._page(target, seen_targets, seen_results)
+            target, envelope, digest = self._page(target, before, seen_targets, seen_results)
             seen_results.add(digest)
             yield Page(number, self._shown(target), bytes(envelope.results))
             if not envelope.next_url:
                 return
-            target = self._next(target, envelope.next_url)
-            seen_targets.add(target)
+            before, target = target, self._next(target, envelope.next_url)
+            seen_targets |= {before, target}
         raise PageRepeated(self._shown(target), f"no end after {PAGES_MAX} pages", "tell the data service")
 
-    def _page(self, target: str, seen_targets: set[str], seen_results: set[bytes]) -> tuple[_Envelope, bytes]:
-        """One page that was not seen before; asked for again while it was."""
+    def _page(
+        self, target: str, before: str, seen_targets: set[str], seen_results: set[bytes]
+    ) -> tuple[str, _Envelope, bytes]:
+        """
+        One page that was not seen before, and where it was.
+
+        While it was, it is asked for again; where that does not help, the page before it may have named the wrong one,
+        and is asked for the next one again.
+        """
         repeats = 0
         while True:
             envelope = self._decoded(target, self._get(target))
@@ -162,13 +170,18 @@ class PageSource:
             # One row may well come twice, and an empty page says nothing.
             again = digest in seen_results and results.count(b"{") > 1
             if not circle and not again:
-                return envelope, digest
+                return target, envelope, digest
             repeats += 1
             if repeats >= self._policy.attempts:
                 what = "the next page is one that was read" if circle else "the page has the rows of an earlier one"
                 raise PageRepeated(self._shown(target), f"{what}, {repeats} times", "tried again later by itself")
             self.counts.retry("page_repeated")
             self._sleep(self._policy.pause_seconds(repeats - 1))
+            if again and before and repeats > 1:
+                named = self._decoded(before, self._get(before)).next_url
+                if named is None:
+                    return target, _Envelope(), digest
+                target = self._next(before, named)
 
     def _decoded(self, target: str, body: bytes) -> _Envelope:
         try:

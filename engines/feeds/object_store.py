@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Final, Protocol
 from urllib.parse import urlsplit
 
-from engines.feeds.feed_errors import SourceFailing, SourceMissing, SourceRefused, SourceReplaced
+from engines.feeds.feed_errors import ObjectDamaged, SourceMissing, SourceRefused, SourceReplaced
 from engines.feeds.gzip_check import GzipCheck
 
 READ_BYTES: Final = 1024 * 1024
@@ -148,7 +148,7 @@ class FolderSource:
         Raises:
             SourceMissing: no such file.
             SourceReplaced: the file changed while it was copied.
-            SourceFailing: its gzip stream is damaged.
+            ObjectDamaged: its gzip stream is damaged.
             OSError: reading or writing failed.
         """
         facts = self.stat(name)
@@ -174,8 +174,8 @@ def refuse_damaged(check: GzipCheck, where: str, partial: Path) -> None:
     Remove a file that is no whole gzip stream.
 
     Raises:
-        SourceFailing: it was none.
+        ObjectDamaged: it was none.
     """
     if damage := check.damage():
         partial.unlink()
-        raise SourceFailing(where, damage, "the object itself is damaged; ask for it to be replaced")
+        raise ObjectDamaged(where, damage, "the object itself is damaged; ask for it to be replaced")

@@ -7,6 +7,7 @@ chosen. This module must never stop at a limit before the last page.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 from urllib.parse import quote
@@ -22,11 +23,16 @@ PAGE_LIMIT: Final = 250
 
 @dataclass(frozen=True, slots=True)
 class RankedContract:
-    """One contract; ``open_interest`` and ``volume`` in contracts, 0 where the service sends none."""
+    """
+    One contract; ``open_interest`` and ``volume`` in contracts, 0 where the service sends none.
+
+    ``updated_ns`` is the time of the day's last trade, ns UTC, which says of which day the volume is; 0 where it is not sent.
+    """
 
     ticker: str
     open_interest: float
     volume: float
+    updated_ns: int = 0
 
     @property
     def score(self) -> float:
@@ -40,6 +46,7 @@ class _Details(msgspec.Struct):
 
 class _Day(msgspec.Struct):
     volume: float | None = None
+    last_updated: int | None = None
 
 
 class _Snapshot(msgspec.Struct):
@@ -53,7 +60,7 @@ _SNAPSHOTS: Final = msgspec.json.Decoder(list[_Snapshot])
 
 def fetch_chain(source: PageSource, underlying: str, *, limit: int | None = None) -> list[RankedContract]:
     """
-    Contracts of an underlying, best first: by the larger of open interest and volume, then volume, then ticker.
+    Contracts of an underlying, best first; see :func:`ranked`.
 
     Args:
         limit: how many to return; None returns all. All pages are read either way.
@@ -68,7 +75,13 @@ def fetch_chain(source: PageSource, underlying: str, *, limit: int | None = None
         except msgspec.DecodeError as error:
             raise ReplyMalformed(f"{page.address} (page {page.number})", f"results: {error}") from None
         for each in snapshots:
-            volume = (each.day.volume if each.day else None) or 0.0
-            found[each.details.ticker] = RankedContract(each.details.ticker, each.open_interest or 0.0, volume)
-    ranked = sorted(found.values(), key=lambda contract: (-contract.score, -contract.volume, contract.ticker))
-    return ranked if limit is None else ranked[:limit]
+            day = each.day or _Day()
+            found[each.details.ticker] = RankedContract(
+                each.details.ticker, each.open_interest or 0.0, day.volume or 0.0, day.last_updated or 0
+            )
+    return ranked(found.values())[:limit]
+
+
+def ranked(contracts: Iterable[RankedContract]) -> list[RankedContract]:
+    """Contracts, best first: by the larger of open interest and volume, then volume, then ticker."""
+    return sorted(contracts, key=lambda contract: (-contract.score, -contract.volume, contract.ticker))

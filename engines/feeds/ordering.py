@@ -2,7 +2,7 @@
 Cuts a stream of rows into chunks of whole cells, in canonical order, in bounded memory.
 
 Files are normally grouped by ticker, and a chain's tickers are neighbours: a symbol is complete when another one begins,
-and about half a million rows of complete symbols make a chunk. Two things break that:
+and about a quarter of a million rows of complete symbols make a chunk. Two things break that:
 
 - one symbol has more rows than the budget: its rows go to disk by time, and come back as chunks of whole minutes, which
   needs no restart because nothing of it was handed out;
@@ -35,7 +35,7 @@ from ledger.columns import WINDOW_NS, Dataset
 
 BUDGET_ROWS: Final = 1_000_000
 """Rows of unfinished symbols that are kept in memory."""
-CHUNK_ROWS: Final = 500_000
+CHUNK_ROWS: Final = 250_000
 """Rows a chunk should have; a symbol or a minute is never split to keep to it."""
 _BUCKETS: Final = 64
 
@@ -112,6 +112,7 @@ class _Stream:
         self._outside: list[pl.DataFrame] = []
         self._outside_rows = 0
         self._outside_files: list[Path] = []
+        self._outside_schema = pl.Schema()
         self._last_times: dict[str, dict[str, int]] = {}
 
     def admitted(self, batch: pl.DataFrame) -> tuple[pl.DataFrame, NDArray[np.object_]]:
@@ -197,7 +198,7 @@ class _Stream:
             yield from self._arranged(frame, None)
             del frame
         for path in self._outside_files:
-            yield outside_chunk(read_rows(path), self._window)
+            yield outside_chunk(read_rows(path, self._outside_schema), self._window)
             path.unlink()
         if self._outside_rows:
             yield outside_chunk(_by_symbol(self._outside), self._window)
@@ -231,6 +232,7 @@ class _Stream:
             self._outside_rows += outside.height
             if self._outside_rows > self._budget_rows // 4:
                 path = self._folder / f"outside-{len(self._outside_files):06d}.ipc"
+                self._outside_schema = outside.schema
                 write_rows(_by_symbol(self._outside), path)
                 self._outside_files.append(path)
                 self._outside, self._outside_rows = [], 0

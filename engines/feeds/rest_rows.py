@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from engines.feeds.pass_report import PassReport
     from engines.feeds.session_window import SessionWindow
 
+_TIES_MAX: Final = 1_000
+"""Trades that are looked at for the last one before a time."""
 PAGE_LIMIT: Final = 50_000
 """Rows a page, the service's most."""
 
@@ -109,6 +111,34 @@ def fetch_rows(
         frame = frames.frame(page.results, where, start_ns, end_ns)
         if frame.height:
             yield frame
+
+
+def price_before(
+    source: PageSource, dataset: Dataset, ticker: str, start_ns: int, window: SessionWindow, report: PassReport
+) -> float | None:
+    """
+    Price of the last trade of a ticker on the session's local day before a time; None where there is none.
+
+    Of trades at the same time the last in canonical order counts, as in a file.
+
+    Raises:
+        FeedError: the answer cannot be had or read.
+    """
+    from engines.feeds.file_columns import columns_of
+
+    if start_ns <= window.day_start_ns:
+        return None
+    parameters = {
+        "timestamp.gte": str(window.day_start_ns), "timestamp.lt": str(start_ns), "limit": str(_TIES_MAX),
+        "sort": "timestamp", "order": "desc",
+    }  # fmt: skip
+    frames = _Frames(dataset, ticker, window, report)
+    for page in source.pages(f"/v3/trades/{quote(ticker, safe=':')}", parameters):
+        frame = frames.frame(page.results, f"{page.address} (page {page.number})", window.day_start_ns, start_ns)
+        if frame.height:
+            last = frame.filter(frame["sip_timestamp"] == frame["sip_timestamp"].max())
+            return float(last.sort("sequence_number", *columns_of(dataset).rest)["price"][-1])
+    return None
 
 
 class _Frames:

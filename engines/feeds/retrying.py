@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -47,7 +47,13 @@ class RetryPolicy:
 
 
 class RequestBudget:
-    """At most ``per_minute`` requests in any 60 s; the next one waits for its place."""
+    """
+    At most ``per_minute`` requests in any 60 s; the next one waits for its place.
+
+    Args:
+        per_minute: None for any number.
+        sent: when requests of the last minute were sent by somebody else, ascending.
+    """
 
     def __init__(
         self,
@@ -55,14 +61,21 @@ class RequestBudget:
         *,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
+        sent: Iterable[float] = (),
     ) -> None:
         if per_minute is not None and per_minute < 1:
             raise ValueError(f"a budget is at least one request a minute, not {per_minute}")
         self._per_minute = per_minute
         self._clock = clock
         self._sleep = sleep
-        self._sent: deque[float] = deque()
+        self._sent: deque[float] = deque(sent)
         self.waited_seconds = 0.0
+
+    @property
+    def sent(self) -> tuple[float, ...]:
+        """When the requests of the last minute were sent, by the clock; another budget may go on from them."""
+        now = self._clock()
+        return tuple(one for one in self._sent if one > now - 60.0)
 
     def take(self) -> None:
         """Wait until a request may be sent, and count it."""

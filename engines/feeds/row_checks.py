@@ -30,6 +30,7 @@ from engines.feeds.file_columns import (
     OPTION_TICKER_PATTERN,
     TICKER_PATTERN,
     columns_of,
+    frame_types,
 )
 from engines.feeds.pass_report import PassReport
 from engines.feeds.session_window import SessionWindow
@@ -51,13 +52,12 @@ def ticker_runs(tickers: pl.Series) -> tuple[IntArray, pl.Series]:
     Runs of equal tickers: row of each run's start, int64[runs], and each run's ticker.
 
     Args:
-        tickers: String series without nulls.
+        tickers: series of :func:`engines.feeds.file_columns.texts` without nulls.
     """
     if not len(tickers):
         return np.empty(0, np.int64), tickers
-    rows = len(tickers)
-    new = np.flatnonzero((tickers.slice(1) != tickers.slice(0, rows - 1)).to_numpy())
-    starts = np.concatenate((np.zeros(1, np.int64), new + 1))
+    numbers = tickers.to_physical().to_numpy()
+    starts = np.concatenate((np.zeros(1, np.int64), np.flatnonzero(numbers[1:] != numbers[:-1]) + 1))
     return starts, tickers.gather(starts)
 
 
@@ -71,9 +71,9 @@ class RowChecks:
         report: PassReport,
         wanted: Callable[[str], bool] | None,
     ) -> None:
+        self._dataset = dataset
         self._columns = columns_of(dataset)
         self._floats = self._columns.not_negative + self._columns.positive
-        self._of_options = dataset.of_options
         self._window = window
         self._report = report
         self._wanted = wanted
@@ -93,12 +93,12 @@ class RowChecks:
         if any(raw[name].null_count() for name in self._columns.required):
             raise Doubtful
         starts, heads = ticker_runs(raw["ticker"])
-        names = heads.unique(maintain_order=True)
-        if not names.str.contains(OPTION_TICKER_PATTERN if self._of_options else TICKER_PATTERN).all():
+        names = heads.unique(maintain_order=True).cast(pl.String)
+        if not names.str.contains(OPTION_TICKER_PATTERN if self._dataset.of_options else TICKER_PATTERN).all():
             raise Doubtful
         if not by_line and any(raw[name].is_infinite().any() for name in self._floats):
             raise Doubtful
-        frame = self._completed(raw, starts, heads)
+        frame = self._completed(raw)
         kept = self._good_values(frame, starts, heads, names)
         if self._wanted is not None:
             kept = self._only_wanted(kept, frame.height, starts, heads, names)
@@ -107,26 +107,23 @@ class RowChecks:
         self._report.rows_kept += frame.height
         return frame
 
-    def _completed(self, raw: pl.DataFrame, starts: IntArray, heads: pl.Series) -> pl.DataFrame:
+    def _completed(self, raw: pl.DataFrame) -> pl.DataFrame:
         """All columns in order, without nulls, code lists without blanks inside."""
-        made: list[pl.Series | pl.Expr] = []
-        for name, dtype in self._columns.types.items():
-            default = "" if dtype == pl.String else 0
+        made: list[pl.Series] = []
+        for name, dtype in frame_types(self._dataset).items():
+            default = 0 if dtype.is_numeric() else ""
             if name not in raw.columns:
-                made.append(pl.lit(default, dtype=dtype).alias(name))
+                made.append(_repeated(default, dtype, raw.height, name))
                 continue
-            values = raw[name]
+            values = raw[name].cast(dtype)
             if values.null_count():
                 values = _filled(values, default)
             if name in self._columns.codes:
                 values = _normal_codes(values)
             elif name == "id" and (values.str.len_bytes().max() or 0) > ID_BYTES_MAX:  # type: ignore[operator]
                 raise Doubtful
-            elif name == "ticker" and len(starts) * 4 < raw.height:
-                # One string per run instead of one per row lets go of the reader's large string buffers.
-                values = heads.gather(np.repeat(np.arange(len(starts)), _lengths(starts, raw.height))).alias(name)
             made.append(values)
-        return raw.select(made)
+        return pl.DataFrame(made)
 
     def _good_values(
         self, frame: pl.DataFrame, starts: IntArray, heads: pl.Series, names: pl.Series
@@ -135,7 +132,7 @@ class RowChecks:
         window = self._window
         times = frame["sip_timestamp"].to_numpy()
         floats = [(name, frame[name].to_numpy()) for name in self._floats]
-        malformed = names.filter(~names.str.contains(CONTRACT_PATTERN)) if self._of_options else names.clear()
+        malformed = names.filter(~names.str.contains(CONTRACT_PATTERN)) if self._dataset.of_options else names.clear()
         in_day = not len(times) or bool(times.min() >= window.day_start_ns and times.max() < window.day_end_ns)
         fair = all(_within(values, positive=name in self._columns.positive) for name, values in floats)
         if in_day and fair and not len(malformed):
@@ -143,7 +140,9 @@ class RowChecks:
             return None
         of_day = (times >= window.day_start_ns) & (times < window.day_end_ns)
         self._report.rows_of_day += int(of_day.sum())
-        bad_ticker = np.repeat(heads.is_in(malformed.to_list()).to_numpy(), _lengths(starts, frame.height))
+        bad_ticker = np.repeat(
+            heads.cast(pl.String).is_in(malformed.to_list()).to_numpy(), _lengths(starts, frame.height)
+        )
         rules = [("malformed_option_ticker", bad_ticker), ("negative_sip_timestamp", times < 0), ("other_day", ~of_day)]
         for name, values in floats:
             rules += [(f"not_a_number_{name}", np.isnan(values)), (f"negative_{name}", values < 0)]
@@ -163,7 +162,7 @@ class RowChecks:
         unwanted = [name for name in names.to_list() if wanted is not None and not wanted(name)]
         if not unwanted:
             return kept
-        drop = np.repeat(heads.is_in(unwanted).to_numpy(), _lengths(starts, rows))
+        drop = np.repeat(heads.cast(pl.String).is_in(unwanted).to_numpy(), _lengths(starts, rows))
         kept = np.ones(rows, np.bool_) if kept is None else kept
         self._report.rows_unwanted += int((drop & kept).sum())
         result: BoolArray = kept & ~drop
@@ -184,13 +183,19 @@ def _lengths(starts: IntArray, rows: int) -> IntArray:
 
 def _filled(values: pl.Series, default: str | int) -> pl.Series:
     if values.null_count() == len(values):
-        return pl.repeat(default, len(values), dtype=values.dtype, eager=True).alias(values.name)
+        return _repeated(default, values.dtype, len(values), values.name)
     return values.fill_null(default)
+
+
+def _repeated(value: str | int, dtype: pl.DataType, rows: int, name: str) -> pl.Series:
+    return pl.Series(name, [value], dtype=dtype).new_from_index(0, rows)
 
 
 def _normal_codes(values: pl.Series) -> pl.Series:
     """Code lists as sent, without blanks inside; refused where anything else is in them."""
-    seen = values.unique()
+    seen = values.unique().cast(pl.String)
     if not seen.str.contains(CODES_PATTERN).all():
         raise Doubtful
-    return values.str.replace_all(" ", "", literal=True) if seen.str.contains(" ", literal=True).any() else values
+    if not seen.str.contains(" ", literal=True).any():
+        return values
+    return values.cast(pl.String).str.replace_all(" ", "", literal=True).cast(values.dtype)

@@ -30,6 +30,7 @@ class Spill:
         self._buffered = 0
         self._files: dict[int, list[Path]] = {}
         self._written = 0
+        self._schema = pl.Schema()
         self.rows: dict[int, int] = {}
         """Rows per bucket, written or not."""
 
@@ -53,6 +54,7 @@ class Spill:
         """Write what is buffered, one file per bucket that has rows in it."""
         if not self._buffered:
             return
+        self._schema = self._frames[0].schema
         frame, buckets = pl.concat(self._frames), np.concatenate(self._buckets)
         self._frames, self._buckets, self._buffered = [], [], 0
         order = np.argsort(buckets, kind="stable")
@@ -69,23 +71,23 @@ class Spill:
         """The rows of a bucket, in the order they were added; each file is removed once it was handed out."""
         self.flush()
         for path in self._files.pop(bucket, []):
-            yield read_rows(path)
+            yield read_rows(path, self._schema)
             path.unlink()
 
     def peek(self, bucket: int) -> Iterator[pl.DataFrame]:
         """The rows of a bucket, which stay."""
         self.flush()
         for path in self._files.get(bucket, []):
-            yield read_rows(path)
+            yield read_rows(path, self._schema)
 
 
 def write_rows(frame: pl.DataFrame, path: Path) -> None:
-    """Write a frame for :func:`read_rows`."""
+    """Write a frame for :func:`read_rows`; numbered texts as plain ones, because the numbering may be much larger."""
     with path.open("wb") as file:
-        frame.write_ipc(file, compression=_COMPRESSION)
+        frame.with_columns(pl.col(pl.Categorical).cast(pl.String)).write_ipc(file, compression=_COMPRESSION)
 
 
-def read_rows(path: Path) -> pl.DataFrame:
-    """Read a frame into memory."""
+def read_rows(path: Path, schema: pl.Schema) -> pl.DataFrame:
+    """Read a frame into memory, in the types it was written from."""
     with path.open("rb") as file:
-        return pl.read_ipc(file)
+        return pl.read_ipc(file).cast(schema)

@@ -2,10 +2,9 @@
 The websocket client of one asset class: connect, authenticate, subscribe, receive, and come back.
 
 Status messages are obeyed: nothing is subscribed before ``auth_success``; ``auth_failed`` and ``max_connections`` are
-answered with a long pause, not with a storm of attempts. A connection that is silent too long, or does not answer pings,
-is given up. Every time without a subscribed connection is a gap. Messages leave through ``emit``, which may hold the
-reader back; then the socket fills, and nothing is lost that had arrived. This module must never touch the ledger, and
-never let the key into a message.
+answered with a long pause that grows, not with a storm of attempts. A connection that is silent too long although it was
+busy, or does not answer pings, is given up. Every time without a subscribed connection is a gap. This module must never
+touch the ledger, and never let the key into a message.
 """
 
 from __future__ import annotations
@@ -13,103 +12,53 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 import msgspec
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidURI
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
 
-from engines.feeds.closed_minutes import FeedMessage, FeedState, Gap
-from engines.feeds.minute_builder import GRACE_NS, RETAIN_MINUTES
+from engines.feeds.feed_messages import FEED_BEGAN, SUBSCRIBED_LATER, FeedMessage, FeedState, Gap
 from engines.feeds.retrying import RetryPolicy
 from engines.feeds.stream_events import StatusEvent
 from engines.feeds.stream_intake import StreamIntake
+from engines.feeds.stream_settings import StreamSettings, Topics, topics_of_later
 from ledger.columns import WINDOW_NS
 
-CONTRACTS_MAX: Final = 1_000
-"""Option contracts with quotes on one connection, as the service allows; its owner saw 499 to be safe with trades too."""
 FRAME_BYTES_MAX: Final = 16 * 1024 * 1024
 _QUEUE_FRAMES: Final = (512, 128)
 _TICK_SECONDS: Final = 0.25
+_LATE_TICKS: Final = 4
+_SILENCE_EVENTS: Final = 20
+"""Events that a connection would have brought, had it gone on as before: so many make a silence one."""
+_REFUSED_MAX_SECONDS: Final = 600.0
+_RETRY_AFTER_MAX_SECONDS: Final = 120.0
+_LIVE_DELAY_NS: Final = 3_600_000_000_000
+"""Events that are later than this behind the clock are not live, and the clock says nothing about them."""
+_CLOCK_AHEAD_NS: Final = 5_000_000_000
 _KEY_CHARACTERS_MIN: Final = 8
 """Shorter ones are no keys, and would be found in any text."""
 END_OF_SESSION: Final = "end_of_session"
 """Status that the replay server sends when everything was played; the feed itself never does."""
 
 
-@dataclass(frozen=True, slots=True)
-class StreamSettings:
-    """
-    One connection; plain and picklable.
-
-    Attributes:
-        url: with the path of the asset class, such as ``wss://socket.massive.com/stocks``.
-        key: sent in the auth message only.
-        of_options: the asset class is options.
-        trades, quotes: tickers to subscribe, or ``("*",)``.
-        contracts_max: most option tickers of quotes and trades together; more are refused when the feed is made.
-        batch_topics: topics of one subscribe message.
-        handshake_seconds: from the connection to ``auth_success``.
-        acknowledge_seconds: for the answers to all subscriptions; topics without one are a gap of their own.
-        idle_seconds: longest silence of a subscribed connection; 0 for any.
-        ping_seconds: between pings, and for their answer.
-        refused_seconds: pause after ``auth_failed`` or ``max_connections``.
-        backoff_max_seconds: longest pause after anything else.
-        grace_ns, retain_minutes, day: see :class:`engines.feeds.minute_builder.MinuteBuilder`.
-        seed: of the jitter.
-    """
-
-    url: str
-    key: str
-    of_options: bool
-    trades: tuple[str, ...] = ()
-    quotes: tuple[str, ...] = ()
-    contracts_max: int = CONTRACTS_MAX
-    batch_topics: int = 200
-    handshake_seconds: float = 10.0
-    acknowledge_seconds: float = 10.0
-    idle_seconds: float = 60.0
-    ping_seconds: float = 20.0
-    refused_seconds: float = 60.0
-    backoff_max_seconds: float = 30.0
-    grace_ns: int = GRACE_NS
-    retain_minutes: int = RETAIN_MINUTES
-    day: tuple[int, int] | None = None
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        """
-        Refuse what the service would.
-
-        Raises:
-            ValueError: too many contracts, quotes of all options, or nothing to subscribe.
-        """
-        if not self.trades and not self.quotes:
-            raise ValueError(f"{self.url}: nothing to subscribe: no trades and no quotes are named")
-        if self.of_options:
-            if "*" in self.quotes:
-                raise ValueError(f"{self.url}: quotes of options have no wildcard; name the contracts")
-            contracts = set(self.trades) | set(self.quotes)
-            if len(contracts - {"*"}) > self.contracts_max:
-                raise ValueError(f"{self.url}: {len(contracts)} contracts, the connection takes {self.contracts_max}")
-
-    def __repr__(self) -> str:
-        """Without the key."""
-        return f"StreamSettings({self.url}, {len(self.trades)} trades, {len(self.quotes)} quotes)"
-
-    @property
-    def topics(self) -> tuple[str, ...]:
-        """What is subscribed, such as ``T.AIG``, in order."""
-        return tuple([f"T.{each}" for each in self.trades] + [f"Q.{each}" for each in self.quotes])
-
-
 class _Lost(Exception):
-    """The connection is over; the text says why, ``pause_seconds`` how long to stay away, None for the usual."""
+    """The connection is over; the text says why. ``refused``: by the service, which an attempt soon would not change."""
 
-    def __init__(self, reason: str, pause_seconds: float | None = None) -> None:
+    def __init__(self, reason: str, *, refused: bool = False) -> None:
         super().__init__(reason)
-        self.pause_seconds = pause_seconds
+        self.refused = refused
+
+
+@dataclass(frozen=True, slots=True)
+class _End:
+    """Why a connection ended, whether the service refused it, and how long it asked to stay away."""
+
+    reason: str
+    refused: bool = False
+    retry_after_seconds: float = 0.0
 
 
 Emit = Callable[[FeedMessage], Awaitable[None]]
@@ -121,31 +70,47 @@ class StreamClient:
 
     Args:
         settings: what to connect to.
-        emit: takes the messages in order; awaited, so it may hold the reader back.
+        emit: takes the messages in order; awaited.
         clock: monotonic seconds.
+        wall_ns: ns UTC.
     """
 
-    def __init__(self, settings: StreamSettings, emit: Emit, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        settings: StreamSettings,
+        emit: Emit,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        wall_ns: Callable[[], int] = time.time_ns,
+    ) -> None:
         self._settings = settings
         self._emit = emit
         self._clock = clock
+        self._wall_ns = wall_ns
         self._intake = StreamIntake(
-            of_options=settings.of_options, grace_ns=settings.grace_ns, retain_minutes=settings.retain_minutes,
-            day=settings.day,
+            Path(settings.folder), of_options=settings.of_options, grace_ns=settings.grace_ns, day=settings.day,
+            free_bytes_min=settings.free_bytes_min, wanted_trades=settings.wanted_trades,
+            wanted_quotes=settings.wanted_quotes, resume_ns=settings.resume_ns,
         )  # fmt: skip
         self._policy = RetryPolicy(base_seconds=0.5, max_seconds=settings.backoff_max_seconds, seed=settings.seed)
+        self._refusals = 0
         self._state, self._detail = "connecting", ""
         self._told: tuple[str, str] | None = None
         self._socket: ClientConnection | None = None
         self._unacknowledged: set[str] = set()
-        self._late_topics: tuple[str, ...] = ()
+        self._late: list[Gap] = []
+        """Of topics that were asked for on a connection that was up; they end when all are acknowledged."""
+        self._missing: Gap | None = None
+        self._asked: set[str] = set()
         self._subscribed_at: float | None = None
         self._topics_sent = False
-        self._last_frame_at = self._last_event_at = clock()
+        self._delay_ns: int | None = None
+        self._events_per_second = 0.0
+        self._last_frame_at = clock()
         self._last_told_at = clock()
-        self._played_out = False
         self._close_reason = ""
         self._stopping = asyncio.Event()
+        self._hurry = asyncio.Event()
         self._emitting = asyncio.Lock()
 
     @property
@@ -155,61 +120,84 @@ class StreamClient:
 
     async def run(self) -> None:
         """Connect and receive until :meth:`stop`; then hand over what is left, unfinished minutes marked as such."""
-        await self._lose("the feed began")
+        await self._lose(FEED_BEGAN)
         ticker = asyncio.create_task(self._tick())
         attempt = 0
         try:
             while not self._stopping.is_set():
                 events_before = self._intake.counts.rows
-                reason, pause_seconds = await self._connected()
-                await self._lose("stopped" if self._stopping.is_set() else reason)
+                end = await self._connected()
+                await self._lose("stopped" if self._stopping.is_set() else end.reason)
                 if self._stopping.is_set():
                     break
                 if self._intake.counts.rows > events_before:
-                    attempt = 0
-                pause = self._policy.pause_seconds(attempt) if pause_seconds is None else pause_seconds
+                    attempt = self._refusals = 0
+                pause = self._pause(end, attempt)
                 attempt += 1
-                state = "waiting" if pause_seconds is None else "refused"
-                await self._say(state, f"{reason}; next attempt in {pause:.1f} s")
-                await self._sleep(pause)
+                state = "refused" if end.refused else "waiting"
+                await self._say(state, f"{end.reason}; next attempt in {pause:.1f} s")
+                await self._rest(pause)
         finally:
             ticker.cancel()
             await asyncio.gather(ticker, return_exceptions=True)
-            for minute in self._intake.finish():
-                await self._emit(minute)
+            for left in self._intake.finish():
+                await self._emit(left)
             await self._say("ended", "stopped")
+
+    def _pause(self, end: _End, attempt: int) -> float:
+        """How long to stay away, seconds."""
+        if end.refused:
+            self._refusals += 1
+            wait = min(self._settings.refused_seconds * 2.0 ** (self._refusals - 1), _REFUSED_MAX_SECONDS)
+            return max(wait, self._settings.refused_seconds)
+        return max(self._policy.pause_seconds(attempt), min(end.retry_after_seconds, _RETRY_AFTER_MAX_SECONDS))
 
     async def stop(self) -> None:
         """End :meth:`run` soon."""
         self._stopping.set()
+        self._hurry.set()
         if self._socket is not None:
             await self._socket.close()
 
-    async def set_topics(self, trades: tuple[str, ...], quotes: tuple[str, ...]) -> None:
+    def hurry(self) -> None:
+        """Try again now, if it waits between attempts: an operator asks for it."""
+        self._refusals = 0
+        self._hurry.set()
+
+    async def set_topics(self, topics: Topics) -> None:
         """
-        Subscribe to other tickers from now on: new ones are asked for, others given up. New topics have a gap before.
+        Subscribe to other tickers from now on: new ones are asked for, others given up.
+
+        New topics have a gap before, and so has what a wildcard brought before and nobody kept.
 
         Raises:
-            ValueError: as :class:`StreamSettings`.
+            ValueError: as :class:`engines.feeds.stream_settings.StreamSettings`.
         """
-        before = self._settings.topics
-        self._settings = replace(self._settings, trades=trades, quotes=quotes)
+        before, later = self._settings.topics, topics_of_later(self._settings.asked, topics)
+        self._settings = self._settings.with_topics(topics)
+        self._intake.want(topics.wanted_trades, topics.wanted_quotes)
         after = self._settings.topics
         new, gone = [each for each in after if each not in set(before)], [each for each in before if each not in after]
+        if later:
+            # Whether there is a connection or not: windows before are closed, or will be, without these.
+            self._late.append(Gap(0, None, SUBSCRIBED_LATER, later))
+            await self._emit(self._late[-1])
         if self._socket is None or not self._topics_sent:
             return
         await self._send_topics(self._socket, "unsubscribe", gone)
         if new:
-            self._late_topics = tuple(new)
-            await self._emit(Gap(0, None, "subscribed later", self._late_topics))
             self._unacknowledged |= set(new)
+            self._asked = set(new)
             self._subscribed_at = self._clock()
             await self._send_topics(self._socket, "subscribe", new)
+        elif later and self._subscribed_at is None:
+            # More of what comes anyway is kept: nobody answers to that.
+            await self._all_subscribed()
 
-    async def _connected(self) -> tuple[str, float | None]:
-        """One connection from its beginning to its end; why it ended, and how long to stay away (None: the usual)."""
+    async def _connected(self) -> _End:
+        """One connection from its beginning to its end."""
         await self._say("connecting", self._settings.url)
-        self._subscribed_at, self._close_reason, self._played_out, self._topics_sent = None, "", False, False
+        self._subscribed_at, self._close_reason, self._topics_sent = None, "", False
         try:
             async with connect(
                 self._settings.url,
@@ -231,19 +219,25 @@ class StreamClient:
                     self._socket = None
                     self._intake.counts.disconnections += 1
         except _Lost as lost:
-            return str(lost), lost.pause_seconds
+            return _End(str(lost), lost.refused)
         except ConnectionClosed as closed:
             code = closed.rcvd.code if closed.rcvd is not None else None
             said = closed.rcvd.reason if closed.rcvd is not None else ""
             ending = (
                 "the connection broke" if code is None else f"the server closed ({code}{' ' + said if said else ''})"
             )
-            return self._close_reason or ending, None
+            return _End(self._close_reason or ending)
         except TimeoutError:
-            return f"no answer within {self._settings.handshake_seconds:.0f} s", None
+            return _End(f"no answer within {self._settings.handshake_seconds:.0f} s")
+        except InvalidStatus as refusal:
+            response = refusal.response
+            asked = response.headers.get("Retry-After", "")
+            told = f"; it asks for {asked} s" if asked.isdigit() else ""
+            reason = f"the server answers HTTP {response.status_code}{told}"
+            return _End(reason, retry_after_seconds=float(asked) if asked.isdigit() else 0.0)
         except (InvalidHandshake, InvalidURI, OSError) as error:
-            return f"{type(error).__name__}: {error}", None
-        return self._close_reason or "the connection ended", None
+            return _End(f"{type(error).__name__}: {error}")
+        return _End(self._close_reason or "the connection ended")
 
     async def _receive(self, socket: ClientConnection) -> None:
         async with asyncio.timeout(self._settings.handshake_seconds):
@@ -263,7 +257,7 @@ class StreamClient:
 
     async def _subscribe(self, socket: ClientConnection) -> None:
         topics = list(self._settings.topics)
-        self._unacknowledged, self._topics_sent = set(topics), True
+        self._unacknowledged, self._asked, self._topics_sent = set(topics), set(topics), True
         self._subscribed_at = self._clock()
         self._last_frame_at = self._clock()
         await self._send_topics(socket, "subscribe", topics)
@@ -283,9 +277,9 @@ class StreamClient:
             case "auth_success":
                 await self._say("subscribing", f"{len(self._settings.topics)} topics")
             case "auth_failed":
-                raise _Lost(f"auth_failed: {message or 'no reason given'}", self._settings.refused_seconds)
+                raise _Lost(f"auth_failed: {message or 'no reason given'}", refused=True)
             case "max_connections":
-                raise _Lost(f"max_connections: {message or 'no reason given'}", self._settings.refused_seconds)
+                raise _Lost(f"max_connections: {message or 'no reason given'}", refused=True)
             case "success":
                 await self._acknowledged(message)
             case "slow_consumer" | "force_disconnect":
@@ -294,9 +288,9 @@ class StreamClient:
                 await self._say(self._state, f"the server says: {message}")
             case "end_of_session":
                 self._intake.flush()
-                self._played_out = True
                 last = self._intake.watermark_ns
-                await self._hand_over(last - last % WINDOW_NS + WINDOW_NS + self._settings.grace_ns)
+                await self._hand_over(last - last % WINDOW_NS + WINDOW_NS + self._settings.grace_ns, late=True)
+                await self._say("played", message)
             case _:
                 await self._say(self._state, f"{status.status}: {message}")
 
@@ -304,28 +298,53 @@ class StreamClient:
         for topic in message.partition("subscribed to:")[2].replace(" ", "").split(","):
             self._unacknowledged.discard(topic)
         if not self._unacknowledged and self._subscribed_at is not None:
+            if self._missing is not None and self._asked.issuperset(self._missing.topics or ()):
+                self._late.append(self._missing)
+                self._missing = None
             await self._all_subscribed()
 
-    async def _all_subscribed(self) -> None:
+    async def _all_subscribed(self, problem: str = "") -> None:
         self._subscribed_at = None
-        self._intake.subscribed()
-        if self._late_topics:
-            await self._emit(Gap(0, self._intake.watermark_ns, "subscribed later", self._late_topics))
-            self._late_topics = ()
-        await self._say("streaming", f"{len(self._settings.topics)} topics")
+        at = self._clock()
+
+        def since(event_ns: int) -> int:
+            return round((self._clock() - at) * 1e9) if self._is_live(self._wall_ns() - event_ns) else 0
+
+        late, self._late = self._late, []
+        self._intake.subscribed(self._now_ns(), since, late)
+        await self._say("streaming", problem or f"{len(self._settings.topics)} topics")
+
+    def _now_ns(self) -> int | None:
+        """Event time now by the clock, ns UTC; None where events are not live or none came, so that it says nothing."""
+        return None if self._delay_ns is None else self._wall_ns() - self._delay_ns
+
+    @staticmethod
+    def _is_live(delay_ns: int) -> bool:
+        """Whether events that are so far behind the clock are live, so that time passes for them as by the clock."""
+        return -_CLOCK_AHEAD_NS <= delay_ns <= _LIVE_DELAY_NS
+
+    def _measure(self, rows: int, seconds: float) -> None:
+        """How far events are behind the clock, and how many come; called when some came."""
+        delay = self._wall_ns() - self._intake.watermark_ns
+        self._delay_ns = delay if self._is_live(delay) else None
+        share = min(1.0, seconds / max(self._settings.idle_seconds, seconds))
+        self._events_per_second += share * (rows / seconds - self._events_per_second)
 
     async def _tick(self) -> None:
         """What happens by the clock: idle minutes close, silence ends a connection, the state is told once a second."""
-        rows, at = 0, self._clock()
+        rows, at, ticks = 0, self._clock(), 0
         while True:
             await asyncio.sleep(_TICK_SECONDS)
+            ticks += 1
             self._intake.flush()
             now = self._clock()
-            if self._intake.counts.rows != rows:
+            came = self._intake.counts.rows - rows
+            if came:
+                self._measure(came, max(now - at, 1e-3))
                 rows, at = self._intake.counts.rows, now
             watermark = self._intake.watermark_ns
             if watermark:
-                await self._hand_over(watermark + round((now - at) * 1e9))
+                await self._hand_over(watermark + round((now - at) * 1e9), late=ticks % _LATE_TICKS == 0)
             await self._give_up_on_silence(now)
             if now - self._last_told_at >= 1.0:
                 await self._say(self._state, self._detail, again=True)
@@ -334,39 +353,46 @@ class StreamClient:
         socket, settings = self._socket, self._settings
         if self._subscribed_at is not None and now - self._subscribed_at > settings.acknowledge_seconds:
             missing = tuple(sorted(self._unacknowledged))
-            await self._emit(Gap(0, None, "not acknowledged", missing))
+            since_ns = max(0, self._intake.watermark_ns - settings.grace_ns)
+            self._missing = Gap(since_ns, None, "not acknowledged", missing)
+            await self._emit(self._missing)
             self._unacknowledged = set()
-            await self._all_subscribed()
-            self._detail = f"{len(missing)} topics were not acknowledged, such as {missing[0]}"
+            await self._all_subscribed(f"{len(missing)} topics were not acknowledged, such as {missing[0]}")
         silent = now - self._last_frame_at
-        streaming = self._state == "streaming" and not self._played_out
-        if socket is not None and streaming and settings.idle_seconds and silent > settings.idle_seconds:
+        if socket is None or self._state != "streaming" or not settings.idle_seconds or silent <= settings.idle_seconds:
+            return
+        # A few quiet contracts may be silent for an hour; only what was busy and falls silent is broken.
+        if self._events_per_second * settings.idle_seconds >= _SILENCE_EVENTS:
+            self._events_per_second = 0.0
             self._close_reason = f"silent for {silent:.0f} s"
             await socket.close()
 
-    async def _hand_over(self, watermark_ns: int | None = None) -> None:
+    async def _hand_over(self, watermark_ns: int | None = None, *, late: bool = False) -> None:
         async with self._emitting:
-            for gap in self._intake.ended_gaps():
-                await self._emit(gap)
-            for minute in self._intake.due(watermark_ns):
-                await self._emit(minute)
+            for message in self._intake.due(watermark_ns, late=late):
+                await self._emit(message)
 
     async def _lose(self, reason: str) -> None:
-        began = self._intake.lost(reason)
-        for gap in [*self._intake.ended_gaps(), *([began] if began is not None else [])]:
-            await self._emit(gap)
+        async with self._emitting:
+            began = self._intake.lost(reason)
+            for message in self._intake.due():
+                await self._emit(message)
+            if began is not None:
+                await self._emit(began)
 
     async def _say(self, state: str, detail: str, *, again: bool = False) -> None:
         self._state, self._detail = state, detail
         if (state, detail) == self._told and not again:
             return
         self._told, self._last_told_at = (state, detail), self._clock()
-        counts = replace(self._intake.counts, rejected=dict(self._intake.counts.rejected))
-        await self._emit(FeedState(state, detail, max(0, self._intake.watermark_ns - self._settings.grace_ns), counts))
+        await self._emit(FeedState(state, detail, self._intake.watermark_ns, self._intake.counts.copy()))
 
-    async def _sleep(self, seconds: float) -> None:
+    async def _rest(self, seconds: float) -> None:
+        self._hurry.clear()
+        if self._stopping.is_set():
+            return
         try:
             async with asyncio.timeout(seconds):
-                await self._stopping.wait()
+                await self._hurry.wait()
         except TimeoutError:
             return

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated, Any, Final, TypeAlias
 
 import msgspec
@@ -21,10 +21,16 @@ Millisecond: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=9_000_000_000_000)
 Small: TypeAlias = Annotated[int, msgspec.Meta(ge=-(2**31), le=2**31 - 1)]
 Sequence63: TypeAlias = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 
-TICKER: Final = re.compile(r"(?:O:[!-~]{1,30}|[A-Z0-9][A-Za-z0-9./+=^$#_-]{0,31})", re.ASCII)
-"""What a ticker looks like; an event with another one is refused."""
+TICKER: Final = re.compile(r"[A-Z0-9][A-Za-z0-9./+=^$#_-]{0,31}", re.ASCII)
+"""What a stock's ticker looks like; an event with another one is refused."""
+CONTRACT: Final = re.compile(
+    r"O:[A-Z][A-Z0-9.]{0,5}[0-9]{2}(0[1-9]|1[0-2])(0[1-9]|[12][0-9]|3[01])[CP][0-9]{8}", re.ASCII
+)
+"""What a contract's ticker looks like, as in files; an event of options with another one is refused."""
 CODES_MAX: Final = 64
 ID_BYTES_MAX: Final = 64
+TOO_LARGE: Final = 2.0**53
+"""From here on a price or size counts as overflowing, as in files."""
 KNOWN_EVENTS: Final = frozenset({"T", "Q", "status"})
 
 
@@ -149,15 +155,17 @@ class _Table(dict[Any, int]):
 
 
 class _Tickers(_Table):
-    """Number 0 is what no ticker looks like."""
+    """Number 0 is what no ticker of the asset class looks like."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, of_options: bool) -> None:
         super().__init__()
         self.texts.append("")
+        self.pattern = CONTRACT if of_options else TICKER
+        self.refusal = "malformed_option_ticker" if of_options else "malformed_ticker"
 
     def __missing__(self, ticker: str) -> int:
         # A refused spelling gets no entry, so that garbage cannot fill the memory.
-        return self.add(ticker, ticker) if TICKER.fullmatch(ticker) else 0
+        return self.add(ticker, ticker) if self.pattern.fullmatch(ticker) else 0
 
 
 class _Codes(_Table):
@@ -175,13 +183,13 @@ class _Codes(_Table):
         return self.add(codes, ",".join(map(str, values)))
 
 
-@dataclass(slots=True)
 class Tables:
     """The numbering of tickers and code lists of one connection's rows; grows with what is new."""
 
-    tickers: _Tickers = field(default_factory=_Tickers)
-    conditions: _Codes = field(default_factory=_Codes)
-    indicators: _Codes = field(default_factory=_Codes)
+    def __init__(self, *, of_options: bool) -> None:
+        self.tickers = _Tickers(of_options=of_options)
+        self.conditions = _Codes()
+        self.indicators = _Codes()
 
 
 Columns: TypeAlias = dict[str, NDArray[Any]]
@@ -216,10 +224,14 @@ def trade_columns(events: Sequence[TradeEvent], tables: Tables, rejected: dict[s
         "trf_timestamp": np.fromiter([e.trft for e in events], _INT, n) * 1_000_000,
     }
     price, size = columns["price"], columns["size"]
-    fair = (price > 0) & (size >= 0) & (price < np.inf) & (size < np.inf) & (columns["ticker"] != 0)
+    fair = (price > 0) & (size >= 0) & (price < TOO_LARGE) & (size < TOO_LARGE) & (columns["ticker"] != 0)
     fair &= columns["conditions"] != 1
-    fair &= np.fromiter([len(e.i) <= ID_BYTES_MAX for e in events], np.bool_, n)
-    return columns if fair.all() else _only(fair, columns, {"price": True, "size": False}, rejected)
+    fair &= np.fromiter([len(e.i) <= ID_BYTES_MAX and _id_fits(e.i) for e in events], np.bool_, n)
+    return columns if fair.all() else _only(fair, columns, {"price": True, "size": False}, tables, rejected)
+
+
+def _id_fits(text: str) -> bool:
+    return text.isascii() or len(text.encode(errors="replace")) <= ID_BYTES_MAX
 
 
 def quote_columns(events: Sequence[QuoteEvent], tables: Tables, rejected: dict[str, int]) -> Columns:
@@ -245,11 +257,13 @@ def quote_columns(events: Sequence[QuoteEvent], tables: Tables, rejected: dict[s
     values = dict.fromkeys(("bid_price", "bid_size", "ask_price", "ask_size"), False)
     fair = (columns["ticker"] != 0) & (columns["conditions"] != 1) & (columns["indicators"] != 1)
     for name in values:
-        fair &= (columns[name] >= 0) & (columns[name] < np.inf)
-    return columns if fair.all() else _only(fair, columns, values, rejected)
+        fair &= (columns[name] >= 0) & (columns[name] < TOO_LARGE)
+    return columns if fair.all() else _only(fair, columns, values, tables, rejected)
 
 
-def _only(fair: NDArray[np.bool_], columns: Columns, values: dict[str, bool], rejected: dict[str, int]) -> Columns:
+def _only(
+    fair: NDArray[np.bool_], columns: Columns, values: dict[str, bool], tables: Tables, rejected: dict[str, int]
+) -> Columns:
     """The fair rows; the others counted under the first reason that fits, in the words of the file reader."""
     left = ~fair
 
@@ -260,10 +274,11 @@ def _only(fair: NDArray[np.bool_], columns: Columns, values: dict[str, bool], re
             rejected[reason] = rejected.get(reason, 0) + rows
         left = left & ~broken
 
-    count("malformed_ticker", columns["ticker"] == 0)
+    count(tables.tickers.refusal, columns["ticker"] == 0)
     for name, positive in values.items():
+        count(f"not_a_number_{name}", np.isnan(columns[name]))
         count(f"negative_{name}", columns[name] < 0)
-        count(f"overflowing_{name}", np.isinf(columns[name]))
+        count(f"overflowing_{name}", columns[name] >= TOO_LARGE)
         if positive:
             count(f"zero_{name}", columns[name] == 0)
     count("malformed_codes_or_id", left)

@@ -1,32 +1,32 @@
 """
-The feed as a process of its own: a websocket on one side, a pipe of closed minutes on the other.
+The feed as a process of its own: a websocket on one side, a pipe of small messages on the other.
 
-The process is spawned, ends when its control pipe closes, and never holds more than a bounded amount of what the other
-side has not taken: when that is full the reader waits, and only when the other side takes nothing for long a minute is
-dropped, counted, and told as a gap. This module must never start a thread in the process that uses a feed.
+The process is spawned and ends when its control pipe closes. Rows go to files; through the pipe goes only where they lie,
+so that a reader that is busy costs the feed a queue of small messages. The folder of the files is locked while the
+process lives: who finds it unlocked may take what a dead feed left. This module must never start a thread in the process
+that uses a feed.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import multiprocessing
+import os
 import queue
 import signal
 import threading
-import time
 from collections.abc import Callable
-from dataclasses import replace
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Final
 
-from engines.feeds.closed_minutes import ClosedMinute, FeedMessage, FeedState, Gap
-from engines.feeds.stream import StreamClient, StreamSettings
+from engines.feeds.feed_messages import FeedMessage, FeedState
+from engines.feeds.stream_settings import StreamSettings, Topics
 
-OUTBOX_BYTES: Final = 256 * 1024 * 1024
-"""Closed minutes that wait for the other side, at most."""
-OUTBOX_SECONDS: Final = 30.0
-"""How long the reader waits for room before a minute is dropped."""
+STATES_WAITING_MAX: Final = 100
+"""Messages in the queue beyond which the feed's state is not told again: the reader has enough to read."""
 
 
 class Outbox:
@@ -35,41 +35,19 @@ class Outbox:
 
     Args:
         send: writes one message; may block.
-        bytes_max: see :data:`OUTBOX_BYTES`.
-        wait_seconds: see :data:`OUTBOX_SECONDS`.
     """
 
-    def __init__(
-        self,
-        send: Callable[[FeedMessage], None],
-        *,
-        bytes_max: int = OUTBOX_BYTES,
-        wait_seconds: float = OUTBOX_SECONDS,
-    ) -> None:
+    def __init__(self, send: Callable[[FeedMessage], None]) -> None:
         self._send = send
-        self._bytes_max = bytes_max
-        self._wait_seconds = wait_seconds
         self._queue: queue.SimpleQueue[FeedMessage | None] = queue.SimpleQueue()
-        self._lock = threading.Lock()
-        self._bytes = 0
         self._broken = False
-        self.rows_dropped = 0
         self._thread = threading.Thread(target=self._write, name="outbox", daemon=True)
         self._thread.start()
 
     async def put(self, message: FeedMessage) -> None:
-        """Hand a message to the writer, waiting for room; see the module's docstring for when there is none."""
-        if isinstance(message, ClosedMinute):
-            deadline = time.monotonic() + self._wait_seconds
-            while self._bytes > self._bytes_max and not self._broken and time.monotonic() < deadline:  # noqa: ASYNC110
-                await asyncio.sleep(0.01)  # the writer is a thread: an asyncio event would need its loop
-            if self._bytes > self._bytes_max:
-                self.rows_dropped += message.rows
-                message = Gap(message.start_ns, message.end_ns - 1, f"dropped {message.rows} rows: the reader is stuck")
-        if isinstance(message, FeedState):
-            message.counts.rows_dropped = self.rows_dropped
-        with self._lock:
-            self._bytes += _weight(message)
+        """Hand a message to the writer."""
+        if isinstance(message, FeedState) and self._queue.qsize() > STATES_WAITING_MAX:
+            return
         self._queue.put(message)
 
     def close(self, timeout_seconds: float = 10.0) -> None:
@@ -84,12 +62,6 @@ class Outbox:
                     self._send(message)
                 except OSError:
                     self._broken = True
-            with self._lock:
-                self._bytes -= _weight(message)
-
-
-def _weight(message: FeedMessage) -> int:
-    return message.bytes if isinstance(message, ClosedMinute) else 0
 
 
 class Feed:
@@ -132,16 +104,21 @@ class Feed:
         message: FeedMessage = self.connection.recv()
         return message
 
-    def set_topics(self, trades: tuple[str, ...], quotes: tuple[str, ...]) -> None:
+    def set_topics(self, topics: Topics) -> None:
         """
         Subscribe to these from now on.
 
         Raises:
-            ValueError: as :class:`engines.feeds.stream.StreamSettings`; nothing was sent.
-            OSError: the process is gone.
+            ValueError: as :class:`engines.feeds.stream_settings.StreamSettings`; nothing was sent.
         """
-        replace(self._settings, trades=trades, quotes=quotes)
-        self._control.send((trades, quotes))
+        self._settings.with_topics(topics)
+        with contextlib.suppress(OSError):
+            self._control.send(topics)
+
+    def hurry(self) -> None:
+        """Try again now, if it waits between attempts."""
+        with contextlib.suppress(OSError):
+            self._control.send(None)
 
     def ask_to_stop(self) -> None:
         """The process hands over what it has, then ends; read on until EOFError."""
@@ -160,15 +137,45 @@ class Feed:
 
 def _main(settings: StreamSettings, out: Connection, control: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    folder = lock_folder(Path(settings.folder), make=True)
     outbox = Outbox(out.send)
     try:
         asyncio.run(_run(settings, outbox, control))
     finally:
         outbox.close()
         out.close()
+        if folder is not None:
+            os.close(folder)
+
+
+def lock_folder(folder: Path, *, make: bool = False) -> int | None:
+    """
+    Take the lock of a feed's folder.
+
+    Returns:
+        a descriptor that holds it until it is closed; None where another process has it, or the folder is gone.
+
+    Raises:
+        OSError: it cannot be made or opened.
+    """
+    if make:
+        folder.mkdir(parents=True, exist_ok=True)
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    return descriptor
 
 
 async def _run(settings: StreamSettings, outbox: Outbox, control: Connection) -> None:
+    # Here and not above: whoever starts the process does without the websocket.
+    from engines.feeds.stream import StreamClient
+
     loop = asyncio.get_running_loop()
     client = StreamClient(settings, outbox.put)
     tasks: set[asyncio.Task[None]] = set()
@@ -179,12 +186,15 @@ async def _run(settings: StreamSettings, outbox: Outbox, control: Connection) ->
 
     def on_control() -> None:
         try:
-            trades, quotes = control.recv()
+            topics = control.recv()
         except (EOFError, OSError):
             loop.remove_reader(control.fileno())
             begin(loop.create_task(client.stop()))
             return
-        begin(loop.create_task(client.set_topics(trades, quotes)))
+        if topics is None:
+            client.hurry()
+        else:
+            begin(loop.create_task(client.set_topics(topics)))
 
     loop.add_reader(control.fileno(), on_control)
     loop.add_signal_handler(signal.SIGTERM, lambda: begin(loop.create_task(client.stop())))

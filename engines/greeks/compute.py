@@ -33,6 +33,10 @@ HASHED: Final = (
 """Columns of the content hash, in order. Not the sequence number: option trades of other sources have none."""
 _BITS: Final = ", ".join(f"{int(flag)} {flag.words[0]}" for flag in FLAG_BITS)
 MEANINGS: Final = {
+    "symbol": ("symbol of the cell", "text"),
+    "minute": ("minute of the session, from 0", "minutes"),
+    "ticker": ("contract of the trade", "text"),
+    "sequence_number": ("as the feed sent it", "number"),
     "sip_timestamp": ("SIP time of the trade", "ns since the epoch, UTC"),
     "price": ("price of the option", "USD per unit of the underlying"),
     "size": ("as the feed sent it", "contracts"),
@@ -98,6 +102,7 @@ def run(task: Task, workplace: Workplace) -> Batch:
     records["flags_any"] = found.flags_any
     records["no_underlying"] = found.rows_with(GreeksFlag.NO_UNDERLYING)
     records["no_iv"] = found.rows_with(GreeksFlag.NO_IV)
+    records["flag_rows"] = np.minimum(found.by_flag, np.iinfo(np.uint16).max)
     fields = {name: {"meaning": meaning, "unit": unit} for name, (meaning, unit) in MEANINGS.items()}
     return stage(made, records, rows, arguments.session, workplace, field_metadata=fields)
 

@@ -17,12 +17,14 @@ from typing import Any, Final
 import msgspec
 import numpy as np
 
-from engines.contract import Context
-from engines.derivation import Cells, Judged, upstream
+from engines.contract import Context, Remark, RowQuality
+from engines.derivation import Cells, Judged, counted_as, recipe_words, upstream
 from engines.derived import DerivedEngine
 from engines.derived_rows import InputRows, input_rows, readable
 from engines.greeks.expiry import Sessions
+from engines.greeks.flags import FLAG_BITS, OPERATOR_TEXT, REMARKS_ONLY, GreeksFlag
 from engines.greeks.policy import KERNEL_VERSION, CarryTable, GreeksSettings
+from engines.scope import take_scope
 from ledger.calendar import Calendar
 from ledger.columns import Column, Status, SymbolClass
 from ledger.coverage import applicable, class_words
@@ -38,6 +40,7 @@ _TRADE_WEIGHT: Final = 8
 _MINUTES: Final = 512
 """Stride of (symbol, minute) pairs that are sorted as one number."""
 _YEARS_AHEAD: Final = 4
+_BLAMED: Final = {GreeksFlag.NO_UNDERLYING: Column.QUOTE_REF, GreeksFlag.NO_TREASURY: Column.RF_RATE_REF}
 NO_CURVE_INDEX: Final = -1
 CELL: Final = np.dtype(
     [
@@ -108,11 +111,11 @@ class GreeksDerivation:
         self._underlying = np.zeros(0, dtype=np.int64)
         self._is_option = np.zeros(0, dtype=bool)
         self._at_open = np.zeros(0, dtype=bool)
-        self._sessions: Sessions | None = None
 
     def start(self, context: Context) -> None:
         """Take the context."""
         self._state: State = context.state
+        self._sessions = known_sessions(self._state.calendar)
         if not self._am_settled_given:
             entries = self._state.roots.entries
             settled = tuple(sorted(root for root, entry in entries.items() if entry.am_settled))
@@ -195,6 +198,28 @@ class GreeksDerivation:
             recipe_prints(recipes),
         )
 
+    # ---- what the rows are worth
+
+    def quality(self, column: Column, records: np.ndarray) -> RowQuality:
+        """Rows with all Greeks are usable; the flags say what the others lack, the general ones last."""
+        del column
+        general = (GreeksFlag.NO_UNDERLYING, GreeksFlag.NO_IV)
+        remarks = []
+        for flag in sorted(FLAG_BITS, key=lambda one: one in general):
+            rows = records["flag_rows"][:, FLAG_BITS.index(flag)].astype(np.int64)
+            word, text = str(flag.name).lower(), OPERATOR_TEXT[flag]
+            remarks.append(Remark(word, text, rows, flag not in REMARKS_ONLY, _BLAMED.get(flag)))
+        return RowQuality(counted_as(records, "observation_count"), counted_as(records, "usable_rows"), remarks)
+
+    def recipe_of(self, session_seq: int, column: Column, unit: int) -> tuple[int, str]:
+        """The carry of the underlying and the settlement of the root are part of it."""
+        del column
+        (recipe,) = recipe_prints(self.recipes(session_seq, np.array([unit]))).tolist()
+        day = datetime.date.fromisoformat(self._state.calendar.date(session_seq))
+        carry = self.carry.on(self._state.symbols.name(int(self._underlying[unit])), day)
+        words = {**self.settings.recipe(carry), "am_settled": "yes" if self._at_open[unit] else "no"}
+        return recipe, recipe_words(words)
+
     # ---- where the rows are
 
     def weigh(self, session_seq: int, cells: Cells) -> np.ndarray:
@@ -249,8 +274,6 @@ class GreeksDerivation:
         table["previous_quote_id"] = np.where(mine.minutes > 0, before_ids, 0)
         names = tuple(state.symbols.name(int(one)) for one in underlyings)
         day = datetime.date.fromisoformat(session)
-        if self._sessions is None:
-            self._sessions = known_sessions(state.calendar)
         return GreeksArguments(
             session=session,
             open_ns=int(state.calendar.open_ns[seq]),
@@ -328,16 +351,16 @@ def known_sessions(calendar: Calendar) -> Sessions:
 
 def build(table: Mapping[str, Any], base: Path) -> DerivedEngine:
     """
-    The engine from its config table: the settings of :class:`GreeksSettings` and ``symbols``.
+    The engine from its config table: the settings of :class:`GreeksSettings`, ``symbols`` and ``activation``.
 
     Raises:
         msgspec.ValidationError, ValueError: a key or value of the table, or a table of carry, is wrong.
     """
     rest = dict(table)
-    globs = msgspec.convert(rest.pop("symbols", []), list[str])
+    scope = take_scope(rest)
     settings = msgspec.convert(rest, GreeksSettings)
     try:
         carry = CarryTable.load(settings, base)
     except OSError as error:
         raise ValueError(f"net_carry: {error.filename}: {error.strerror}") from error
-    return DerivedEngine(GreeksDerivation(settings, carry, am_settled_given="am_settled" in rest), globs)
+    return DerivedEngine(GreeksDerivation(settings, carry, am_settled_given="am_settled" in rest), scope)

@@ -14,6 +14,8 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ledger.records import FLAG_COUNT
+
 
 class GreeksFlag(IntFlag):
     """Flags of one row of Greeks (u32); a row is usable when no bit of ``BLOCKING`` is set."""
@@ -79,6 +81,11 @@ BLOCKING: Final = (
 )
 """A row with any of these has no Greeks; the other bits come with one of these, or are remarks on good values."""
 
+REMARKS_ONLY: Final = (
+    GreeksFlag.IV_NEWTON_FAIL | GreeksFlag.RATE_EXTRAP | GreeksFlag.TAU_CLAMPED | GreeksFlag.EXPIRY_ESTIMATED
+)
+"""Bits that come with good values; every other one takes the Greeks, or comes with one that does."""
+
 OPERATOR_TEXT: Final[dict[GreeksFlag, str]] = {
     GreeksFlag.NO_UNDERLYING: "no usable quote of the underlying in this minute or the one before; check its quote_ref",
     GreeksFlag.NO_IV: "no implied volatility; see the other flag for the reason",
@@ -104,6 +111,8 @@ OPERATOR_TEXT: Final[dict[GreeksFlag, str]] = {
 """What to tell an operator, one line a bit."""
 
 FLAGS_KNOWN: Final = sum(FLAG_BITS)
+
+assert len(FLAG_BITS) == FLAG_COUNT, "the record has a place for each"
 
 assert len({flag.bit_length() for flag in FLAG_BITS}) == len(FLAG_BITS) == len(OPERATOR_TEXT)
 assert all(flag == 1 << (flag.bit_length() - 1) < 2**32 for flag in FLAG_BITS)

@@ -17,9 +17,9 @@ import math
 from typing import Final
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from engines.compiled import njit
 from engines.greeks.arrays import AGE_NONE, GreeksColumns, OptionTrades, UnderlyingQuotes
 from engines.greeks.curve import Curve
 from engines.greeks.flags import BLOCKING, GreeksFlag

@@ -21,7 +21,7 @@ from __future__ import annotations
 import math
 from typing import Final
 
-from numba import njit
+from engines.compiled import njit
 
 SOLVED: Final = 0
 """The fast steps settled."""

@@ -18,7 +18,7 @@ from engines.derived_rows import MadeCells, hash_frame, read_inputs, records_of,
 from engines.nbbo.arrays import OFFSET_NULL, AggressorColumns, QuoteArrays, TradeArrays
 from engines.nbbo.engine import NbboArguments
 from engines.nbbo.kernel import classify, count_cells
-from engines.nbbo.policy import Method, QuoteState, Side
+from engines.nbbo.policy import Method, NbboPolicy, QuoteState, Rule, Side
 from engines.nbbo.print_classes import PrintClass, counts
 from ledger.columns import Column
 
@@ -33,22 +33,39 @@ HASHED: Final = (
 )  # fmt: skip
 """Columns of the content hash, in order. Not the sequence number: option trades of other sources have none."""
 MEANINGS: Final = {
-    "ordinal": "position of the trade in its trade cell, from 0",
-    "price": "USD",
-    "size": "as the feed sent it; see the trade's size_unit",
-    "previous_price": "USD, of the same instrument's trade before it that day; under prints = eligible, one that sets prices",
-    "print_class": "class of the condition and correction codes",
-    "sets_price": "the print may set the last price",
-    "side": "who took the initiative",
-    "method": "what decided the side; nbbo_touch is at the quote or through it, nbbo_at_or_beyond inside the spread",
-    "confidence": "1 touch, 0.7 inside the spread, 0.5 tick rule, 0 unknown",
-    "offset_mid_bp": "(price - mid) / mid in basis points, rounded half away from zero",
-    "quote_timestamp": "SIP time of the quote in force, ns UTC",
-    "quote_age_ns": "trade time less quote time, ns",
-    "quote_tied": "the trade shares its exact time with a quote of its instrument",
-    "quote_stale": "no quote is in force, but there is an older one",
-    "exact_mid": "the price is the mid of the quote in force",
+    "symbol": ("symbol of the cell", "text"),
+    "minute": ("minute of the session, from 0", "minutes"),
+    "ticker": ("instrument of the trade", "text"),
+    "sip_timestamp": ("SIP time of the trade", "ns since the epoch, UTC"),
+    "sequence_number": ("as the feed sent it", "number"),
+    "ordinal": ("position of the trade in its trade cell, from 0", "rows"),
+    "price": ("price of the trade", "USD"),
+    "size": ("as the feed sent it; see size_unit of the trade's artifact", "shares or contracts"),
+    "previous_price": (
+        "of the same instrument's trade before it that day; under prints = eligible, one that sets prices",
+        "USD",
+    ),
+    "print_class": ("class of the condition and correction codes", "word"),
+    "sets_price": ("the print may set the last price", "boolean"),
+    "side": ("who took the initiative", "word"),
+    "method": (
+        "what decided the side; nbbo_touch is at the quote or through it, nbbo_at_or_beyond inside the spread",
+        "word",
+    ),
+    "confidence": ("1 touch, 0.7 inside the spread, 0.5 tick rule, 0 unknown", "fraction 0..1"),
+    "offset_mid_bp": ("(price - mid) / mid, rounded half away from zero", "basis points"),
+    "bid_price": ("bid of the quote in force", "USD"),
+    "ask_price": ("ask of the quote in force", "USD"),
+    "bid_size": ("bid size of the quote in force, as the feed sent it", "see size_unit of the quote's artifact"),
+    "ask_size": ("ask size of the quote in force, as the feed sent it", "see size_unit of the quote's artifact"),
+    "quote_timestamp": ("SIP time of the quote in force", "ns since the epoch, UTC"),
+    "quote_age_ns": ("trade time less quote time", "ns"),
+    "quote_state": ("state of the quote in force; none where none is", "word"),
+    "quote_tied": ("the trade shares its exact time with a quote of its instrument", "boolean"),
+    "quote_stale": ("no quote is in force, but there is an older one", "boolean"),
+    "exact_mid": ("the price is the mid of the quote in force", "boolean"),
 }
+"""Meaning and unit of the columns, as written into the file; null means that there is no such value."""
 
 
 def run(task: Task, workplace: Workplace) -> Batch:
@@ -65,7 +82,7 @@ def run(task: Task, workplace: Workplace) -> Batch:
     frame = _with_classes(frame, cell, arguments)
     if arguments.policy.prints == "eligible":
         frame, cell = _eligible(frame, cell)
-    columns = _classified(frame, quotes, arguments)
+    columns = _classified(frame, cell, quotes, arguments)
     rows = _rows(frame, cell, columns, arguments)
     row_count = np.bincount(cell, minlength=len(arguments.cells))
     made = MadeCells(
@@ -87,7 +104,7 @@ def run(task: Task, workplace: Workplace) -> Batch:
     for name in ("locked", "crossed", "stale", "missing", "tied", "exact_mid", "unknown_side"):
         records[name] = getattr(found, name)
     records["usable_rows"] = found.usable
-    fields = {name: {"meaning": meaning} for name, meaning in MEANINGS.items()}
+    fields = {name: {"meaning": meaning, "unit": unit} for name, (meaning, unit) in MEANINGS.items()}
     return stage(made, records, rows, arguments.session, workplace, field_metadata=fields)
 
 
@@ -119,6 +136,16 @@ def _with_classes(frame: pl.DataFrame, cell: np.ndarray, arguments: NbboArgument
     )
 
 
+def _by_instrument(frame: pl.DataFrame, cell: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """i64[rows] each: the rows by cell, then instrument, and for each of these places that of its instrument's first."""
+    codes, _ = text_codes(frame["ticker"])
+    order = np.lexsort((np.arange(frame.height), codes, cell))
+    sorted_codes, sorted_cell = codes[order], cell[order]
+    new = np.ones(len(order), dtype=bool)
+    new[1:] = (sorted_codes[1:] != sorted_codes[:-1]) | (sorted_cell[1:] != sorted_cell[:-1])
+    return order, np.flatnonzero(new)[np.cumsum(new) - 1] if len(order) else order
+
+
 def _eligible(frame: pl.DataFrame, cell: np.ndarray) -> tuple[pl.DataFrame, np.ndarray]:
     """
     Only prints that count, each with the price of the last one before it that sets prices.
@@ -126,12 +153,7 @@ def _eligible(frame: pl.DataFrame, cell: np.ndarray) -> tuple[pl.DataFrame, np.n
     Looks back within the cell; where no such print lies there, the stored price before the instrument's first trade of
     the cell holds, because nothing outside the cell's inputs may be read.
     """
-    codes, _ = text_codes(frame["ticker"])
-    order = np.lexsort((np.arange(frame.height), codes, cell))
-    sorted_codes, sorted_cell = codes[order], cell[order]
-    new = np.ones(len(order), dtype=bool)
-    new[1:] = (sorted_codes[1:] != sorted_codes[:-1]) | (sorted_cell[1:] != sorted_cell[:-1])
-    group = np.flatnonzero(new)[np.cumsum(new) - 1] if len(order) else order
+    order, group = _by_instrument(frame, cell)
     price = frame["price"].to_numpy()[order]
     stored = frame["previous_price"].fill_null(float("nan")).to_numpy()[order]
     setting = np.where(frame["sets_price"].to_numpy()[order], np.arange(len(order)), -1)
@@ -143,8 +165,32 @@ def _eligible(frame: pl.DataFrame, cell: np.ndarray) -> tuple[pl.DataFrame, np.n
     return renewed.filter(pl.Series(keep)), cell[keep]
 
 
-def _classified(frame: pl.DataFrame, quotes: pl.DataFrame | None, arguments: NbboArguments) -> AggressorColumns:
+def _last_different_prices(frame: pl.DataFrame, cell: np.ndarray, policy: NbboPolicy) -> np.ndarray:
+    """
+    f64[rows]: the last price before each trade that differs from its own, as far back as its cell goes.
+
+    Where the previous price is equal, what that price differed from; the previous price itself where the cell does not
+    say. Under ``eligible`` only prints that set prices are looked back over.
+    """
+    order, group = _by_instrument(frame, cell)
+    price = frame["price"].to_numpy()[order]
+    previous = frame["previous_price"].fill_null(float("nan")).to_numpy()[order]
+    differs = np.abs(price - previous) > policy.epsilon
+    setting = frame["sets_price"].to_numpy()[order] if policy.prints == "eligible" else np.ones(len(order), dtype=bool)
+    last = np.maximum.accumulate(np.where(differs & setting, np.arange(len(order)), -1))
+    found = np.empty(len(order))
+    found[order] = np.where(~differs & (last >= group), previous[last], previous)
+    return found
+
+
+def _classified(
+    frame: pl.DataFrame, cell: np.ndarray, quotes: pl.DataFrame | None, arguments: NbboArguments
+) -> AggressorColumns:
     """The kernel's columns in the order of the trades; it wants them by instrument, then time."""
+    policy = arguments.policy
+    previous = frame["previous_price"].fill_null(float("nan")).to_numpy()
+    if policy.rule is Rule.LEE_READY and policy.tick_rule:
+        previous = _last_different_prices(frame, cell, policy)
     codes, tickers = text_codes(frame["ticker"])
     order = np.argsort(codes, kind="stable")
     in_order = bool((codes[1:] >= codes[:-1]).all())
@@ -152,11 +198,11 @@ def _classified(frame: pl.DataFrame, quotes: pl.DataFrame | None, arguments: Nbb
         codes.astype(np.int32),
         frame["sip_timestamp"].to_numpy(),
         frame["price"].to_numpy(),
-        frame["previous_price"].fill_null(float("nan")).to_numpy(),
+        previous,
     )
     if not in_order:
         trades = TradeArrays._make(array[order] for array in trades)
-    columns = classify(trades, _quote_arrays(quotes, tickers), arguments.policy)
+    columns = classify(trades, _quote_arrays(quotes, tickers), policy)
     if in_order:
         return columns
     back = np.empty_like(order)

@@ -15,12 +15,13 @@ from typing import Any, Final
 import msgspec
 import numpy as np
 
-from engines.contract import Context
-from engines.derivation import Cells, Judged, upstream
+from engines.contract import Context, Remark, RowQuality
+from engines.derivation import Cells, Judged, counted_as, recipe_words, upstream
 from engines.derived import DerivedEngine
 from engines.derived_rows import InputRows, input_rows, readable
 from engines.nbbo.policy import KERNEL_VERSION, NbboPolicy
 from engines.nbbo.print_classes import PrintTable
+from engines.scope import take_scope
 from ledger.columns import Column, PayloadKind, Status, SymbolClass
 from ledger.coverage import applicable, class_words
 from ledger.prints import Term, cell_prints, recipe_hash, recipe_print
@@ -115,22 +116,24 @@ class NbboDerivation:
     def weigh(self, session_seq: int, cells: Cells) -> np.ndarray:
         """i64[n]: rows of the trade and quote cells, trades weighed more; -1 where an input cannot be read any more."""
         rows = self._state.trade.session(session_seq)
-        trades = self._records(rows, Column.TRADE_REF, cells.symbol_ids, cells.minutes)[1]
-        quotes = self._records(rows, Column.QUOTE_REF, cells.symbol_ids, cells.minutes)[1]
-        before = self._records(rows, Column.QUOTE_REF, cells.symbol_ids, np.maximum(cells.minutes - 1, 0))[1]
+        trades = self._records(rows, Column.TRADE_REF, cells.symbol_ids, cells.minutes, check=True)[1]
+        quotes = self._records(rows, Column.QUOTE_REF, cells.symbol_ids, cells.minutes, check=True)[1]
+        before = self._records(rows, Column.QUOTE_REF, cells.symbol_ids, np.maximum(cells.minutes - 1, 0), check=True)[
+            1
+        ]
         weight = trades["row_count"].astype(np.int64) * _TRADE_WEIGHT
         weight += quotes["row_count"].astype(np.int64) + quotes["lead_count"]
         sound = readable(trades) & (trades["row_count"] > 0) & readable(quotes) & readable(before)
         return np.where(sound, weight, -1)
 
     def _records(
-        self, rows: Any, column: Column, symbol_ids: np.ndarray, minutes: np.ndarray
+        self, rows: Any, column: Column, symbol_ids: np.ndarray, minutes: np.ndarray, *, check: bool = False
     ) -> tuple[np.ndarray, np.ndarray]:
-        """(payload ids, records) of filled cells; of others id 0 and the no-rows record."""
+        """(payload ids, records) of filled cells; of others id 0 and the no-rows record. Weighing has checked them."""
         slots = rows.slots(column, symbol_ids, minutes)
         ids = np.where(slots["status"] == Status.FILLED, slots["payload_id"], 0)
         kind: PayloadKind = column.payload_kind
-        return ids, self._state.maps[kind].get_many(np.where(ids == 0, NO_ROWS_ID, ids))
+        return ids, self._state.maps[kind].get_many(np.where(ids == 0, NO_ROWS_ID, ids), check=check)
 
     def arguments(self, session: str, cells: list[Cells]) -> NbboArguments:
         """The task's cells, and the row ranges of their inputs."""
@@ -161,6 +164,31 @@ class NbboDerivation:
             recipe=recipe_print(self.recipe),
         )
 
+    # ---- what the rows are worth
+
+    def quality(self, column: Column, records: np.ndarray) -> RowQuality:
+        """Rows with a side are usable."""
+        del column
+        quotes = Column.QUOTE_REF
+        remarks = [
+            Remark(word, text, counted_as(records, word), word == "unknown_side", source)
+            for word, text, source in (
+                ("unknown_side", "no quote in force decided, and the price had not moved", quotes),
+                ("missing", "no quote at all at or before the trade, in its minute or the one before", quotes),
+                ("stale", "the last quote is older than staleness_ms", quotes),
+                ("locked", "the quote in force is locked", None),
+                ("crossed", "the quote in force is crossed", None),
+                ("tied", "the trade shares its exact time with a quote: quote_tie decides", None),
+                ("exact_mid", "the price is exactly the mid", None),
+            )
+        ]
+        return RowQuality(counted_as(records, "observation_count"), counted_as(records, "usable_rows"), remarks)
+
+    def recipe_of(self, session_seq: int, column: Column, unit: int) -> tuple[int, str]:
+        """One recipe for all cells."""
+        del session_seq, column, unit
+        return recipe_print(self.recipe), recipe_words(self.policy.recipe())
+
     def _quotes(self, rows: Any, units: np.ndarray, symbol: np.ndarray, minutes: np.ndarray) -> InputRows:
         """Ranges of every quote cell that some cell needs, once each, and of the quotes before the open."""
         needed = np.unique(np.concatenate([symbol * 512 + minutes, symbol * 512 + np.maximum(minutes - 1, 0)]))
@@ -186,17 +214,17 @@ class NbboDerivation:
 
 def build(table: Mapping[str, Any], base: Path) -> DerivedEngine:
     """
-    The engine from its config table: the settings of :class:`NbboPolicy`, ``symbols`` and ``print_classes`` (a file).
+    The engine from its config table: the settings of :class:`NbboPolicy`, ``symbols``, ``activation`` and ``print_classes`` (a file).
 
     Raises:
         msgspec.ValidationError, ValueError: a key or value of the table is wrong.
     """
     rest = dict(table)
-    globs = msgspec.convert(rest.pop("symbols", []), list[str])
+    scope = take_scope(rest)
     path = rest.pop("print_classes", None)
     policy = msgspec.convert(rest, NbboPolicy)
     try:
         prints = PrintTable.load(None if path is None else base / Path(str(path)).expanduser())
     except OSError as error:
         raise ValueError(f"print_classes: {path}: {error.strerror}") from error
-    return DerivedEngine(NbboDerivation(policy, prints), globs)
+    return DerivedEngine(NbboDerivation(policy, prints), scope)

@@ -13,7 +13,7 @@ from typing import Annotated, Final, Literal
 
 import msgspec
 
-KERNEL_VERSION: Final = 1
+KERNEL_VERSION: Final = 2
 """Raised whenever the same inputs and settings would give other rows; part of the recipe."""
 STALENESS_MS_MAX: Final = 60_000
 """A quote older than this could lie before minute T-1 and so outside the inputs of the cell of minute T."""
@@ -84,9 +84,11 @@ class Rule(StrEnum):
     """
     Above the mid buyer, below it seller, at the mid the tick test (Lee and Ready, Journal of Finance 46, 1991).
 
-    The tick test here sees one trade back: the stored previous price. Lee and Ready look further back over equal
-    prices (zero ticks); where the previous price is equal this one answers unknown, because a longer memory would
-    reach out of the cell's inputs. Their five-second delay of quotes is not applied either.
+    The tick test compares with the last different price before the trade, so a zero tick has the side of the last tick
+    that was none. It looks back over the trades of the same minute and the stored price before the first of them: a run
+    of equal prices that began earlier leaves the trade unknown (1 to 4 % of real trades), because more would reach out
+    of the cell's inputs. Trades without a quote in force go to the tick test too. Lee and Ready's five-second delay of
+    quotes belongs to the reporting of their time and is not applied; ``quote_tie`` says what equal times mean.
     """
 
 
@@ -96,7 +98,8 @@ class NbboPolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     Attributes:
         policy: a ``Rule``, as its word.
-        staleness_ms: largest age of a quote in force, in milliseconds, inclusive; 1 to 60,000.
+        staleness_ms: largest age of a quote in force, in milliseconds, inclusive, the age cut to whole microseconds;
+            1 to 60,000.
         epsilon: tolerance of price comparisons, in dollars; below 1e-6 it counts as 1e-6.
         quote_tie: does a quote with exactly the trade's time come before it?
         tick_rule: ask the tick rule where the quote does not decide; off, ``lee-ready`` is the bare quote rule.

@@ -7,6 +7,7 @@ over weekends and holidays. This module must never read a file, a calendar or a 
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Sequence
 from typing import Final, Literal
 
@@ -47,6 +48,30 @@ def record_of(date: str, tenor_bps: Sequence[int | None], effective_ts: int, nex
     zero, twelve = np.zeros(1, dtype=np.int64), np.full(1, TENOR_COUNT)
     record["content_hash"] = cell_hashes(PayloadKind.RF_RATE, np.array([effective_ts]), zero, twelve, rows)
     return record
+
+
+def is_bond_holiday(day: str) -> bool:
+    """
+    Whether the Treasury publishes no curve on a day that stocks trade: Columbus Day, and Veterans Day.
+
+    Args:
+        day: ``YYYY-MM-DD``. A Veterans Day on a Sunday is kept on the Monday after it, one on a Saturday is not moved.
+    """
+    date = datetime.date.fromisoformat(day)
+    columbus = date.month == 10 and date.weekday() == 0 and 8 <= date.day <= 14
+    veterans = date.month == 11 and (date.day == 11 or (date.day == 12 and date.weekday() == 0))
+    return columbus or veterans
+
+
+def behind(held: str | None, expected: Sequence[str]) -> list[str]:
+    """
+    Curves that should have come and have not, ascending.
+
+    Args:
+        held: date of the curve that holds, None for none.
+        expected: days that have a curve each, ascending, up to the last one that could hold.
+    """
+    return [day for day in expected if day > (held or "") and not is_bond_holiday(day)]
 
 
 def holding(effective_ts: np.ndarray, start_ts: np.ndarray) -> np.ndarray:

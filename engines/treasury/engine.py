@@ -7,7 +7,6 @@ rectangles. A late or revised curve replaces what it should have been. This modu
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,15 +18,22 @@ import msgspec
 import numpy as np
 from msgspec import Meta
 
-from engines.contract import Batch, CellSpan, Context, Health, Task, TaskFailed, Waiting, Workplace
-from engines.treasury.curves import EFFECTIVE_TIME, CurveEffective, holding, record_of
+from engines.contract import Batch, CellSpan, Context, Doubt, Health, Number, Task, Waiting
+from engines.pauses import Pause, Pausing
+from engines.treasury.curves import EFFECTIVE_TIME, CurveEffective, behind, holding, record_of
+from engines.treasury.reading import Read, ReadArguments
 from ledger.absence import matches
 from ledger.columns import Column, Flag, Source, Status
 from ledger.content import checksum_of
 from ledger.coverage import applicable, class_words, with_options
+from ledger.records import ABSENT_TENOR
 from ledger.state import State
 
 _LOOK_INTERVAL_S: Final = 2.0
+_FOREVER_S: Final = 1e9
+_LAG_DAYS: Final = 10
+"""Sessions that are looked back for curves that have not come."""
+_CAUSES: Final = {"missing": "unreachable"}
 _COLUMN: Final = Column.RF_RATE_REF
 
 
@@ -39,18 +45,12 @@ class TreasuryConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     symbols: list[str] | None = None
     curve_effective: CurveEffective = "18:00"
     poll_s: Annotated[float, Meta(ge=1)] = 300.0
-    """How often an address is asked; the key comes from M17_API_KEY."""
-    date_from: str | None = None
+    """How often an address is asked."""
+    key_env: Annotated[str, Meta(min_length=1)] = "M17_API_KEY"
+    """Environment variable that holds the key of an address; it is never in the file."""
+    timeout_s: Annotated[float, Meta(gt=0)] = 20.0
+    date_from: Annotated[str, Meta(pattern=r"^\d{4}-\d{2}-\d{2}$")] | None = None
     """First curve to ask an address for; absent = a month before the year."""
-
-
-@dataclass(frozen=True, slots=True)
-class ReadArguments:
-    """What a worker reads."""
-
-    source: str
-    date_from: str
-    key: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,21 +78,50 @@ class TreasuryEngine:
         self._tag = ""
         self._read_tag = ""
         self._problem = ""
-        self._looked_s = -_LOOK_INTERVAL_S
+        self._pausing = Pausing()
+        self._pause: Pause | None = None
+        self._looked_s = -_FOREVER_S
         self._reads = 0
         self._whole: dict[str, tuple[int, int, int]] = {}
+        self._filling: set[str] = set()
+        self._passes = np.zeros(0, dtype=bool)
         self._backlog = 0
 
     def start(self, context: Context) -> None:
         """Take the context."""
         self._context = context
         self._state: State = context.state
+        if self.remote:
+            self._hold(self._remembered())
+
+    def _remembered(self) -> dict[str, tuple[int | None, ...]]:
+        """Curves that cells of an earlier run named, so that new symbols get them before the service answers."""
+        payloads = self._state.maps[_COLUMN.payload_kind]
+        records = payloads.get_many(np.arange(1, payloads.next_id))
+        found: dict[str, tuple[int | None, ...]] = {}
+        for record in records[records["curve_date"] > 0]:
+            day = str(int(record["curve_date"]))
+            date = f"{day[:4]}-{day[4:6]}-{day[6:]}"
+            if int(record["effective_ts"]) == self._effective(date):
+                found[date] = tuple(None if bps == ABSENT_TENOR else bps for bps in record["tenor_bps"].tolist())
+        return found
+
+    def _effective(self, date: str) -> int:
+        """When a curve takes effect, ns UTC."""
+        return self._state.calendar.parse_time(date + EFFECTIVE_TIME[self.config.curve_effective])
+
+    def retry(self) -> None:
+        """Ask again at once."""
+        self._pause = None
+        self._looked_s = -_FOREVER_S
 
     def stop(self) -> None:
         """Nothing is held."""
 
     def health(self) -> Health:
-        """Degraded while the source cannot be read; else idle, with the newest curve."""
+        """Degraded while the source cannot be read; else idle, with the newest curve and how far it lies behind."""
+        if self._pause is not None:
+            return Health("degraded", self._pause.said(self._state.calendar))
         if self._problem:
             return Health("degraded", self._problem)
         if not self._held.dates:
@@ -100,14 +129,49 @@ class TreasuryEngine:
         return Health("idle", f"{len(self._held.dates)} curves to {self._held.dates[-1]}{self._lag()}")
 
     def _lag(self) -> str:
-        """In words, how far the newest curve lies behind the newest session in use."""
+        """In words, how far the curve of the newest session in use lies behind."""
         sessions = self._state.sources.sessions()
-        if not sessions:
-            return ""
-        before = [date for date in self._held.dates if date < sessions[-1]]
-        held = before[-1] if before else "none"
-        missing = self._state.calendar.sessions_between(held, sessions[-1])[1:-1] if before else []
-        return f"; {sessions[-1]} has the curve of {held}, {len(missing)} sessions behind" if missing else ""
+        doubts = self.doubts(sessions[-1]) if sessions else []
+        return f"; {sessions[-1]}: {doubts[0].detail}" if doubts else ""
+
+    def doubts(self, session: str) -> list[Doubt]:
+        """Windows of a session that have an older curve than they should."""
+        missing = self._missing(session)
+        if not missing:
+            return []
+        held, number = self._held_at(session), len(missing)
+        what = f"{number} curves behind" if number > 1 else "a curve behind"
+        detail = f"the curve of {held} holds, {what}: that of {missing[-1]} has not come"
+        return [Doubt(_COLUMN, "lagging", detail)]
+
+    def _held_at(self, session: str) -> str | None:
+        """Date of the curve that holds at a session's open, None for none."""
+        opened = int(self._state.calendar.open_ns[self._state.calendar.session_seq(session)])
+        at = int(holding(self._held.effective_ts, np.array([opened]))[0])
+        return self._held.dates[at] if at >= 0 else None
+
+    def _missing(self, session: str) -> list[str]:
+        """Days whose curve should hold at a session's open, or be followed by one that does, and that have none here."""
+        held, calendar = self._held_at(session), self._state.calendar
+        if held is None:
+            return []
+        seq = calendar.session_seq(session)
+        last = seq + 1 if self.config.curve_effective == "same-day" else seq
+        return behind(held, [calendar.date(one) for one in range(max(0, last - _LAG_DAYS), last)])
+
+    def numbers(self) -> list[Number]:
+        """How old the curve in effect is, how many are known, and how far the newest session's lies behind."""
+        now_ns = self._state.system.now_ns()
+        effective = self._held.effective_ts[self._held.effective_ts <= now_ns]
+        found = [Number("curves", "Yield curves that the treasury engine knows.", len(self._held.dates))]
+        if len(effective):
+            text = "Seconds since the newest known curve took effect; on a working day it should be less than a day and a half."
+            found.append(Number("curve_age_seconds", text, (now_ns - int(effective[-1])) / 1e9))
+        sessions = self._state.sources.sessions()
+        if sessions:
+            missing = len(self._missing(sessions[-1]))
+            found.append(Number("curves_behind", "Curves that the newest session should have and has not.", missing))
+        return found
 
     def describe_priority_hooks(self) -> list[str]:
         """How regions change what it does."""
@@ -122,43 +186,61 @@ class TreasuryEngine:
         del session
         if column is not _COLUMN:
             return None
-        names = self._state.symbols.names()
-        return np.array([matches(self._globs, name) for name in names], dtype=bool)
+        return self._named()
+
+    def _named(self) -> np.ndarray:
+        """bool[symbols]: names that pass the globs; only those that are new are looked at."""
+        known, symbols = len(self._passes), self._state.symbols
+        if known < len(symbols):
+            fresh = [matches(self._globs, symbols.name(one)) for one in range(known, len(symbols))]
+            self._passes = np.concatenate([self._passes, np.array(fresh, dtype=bool)])
+        return self._passes
 
     def waiting(self, session: str | None = None) -> list[Waiting]:
-        """Sessions before the first curve, or all while there is none."""
+        """Sessions without a curve, and a service that does not answer, for the newest session."""
+        known = list(self._state.sources.sessions())
         found = []
-        for one in [session] if session is not None else list(self._state.sources.sessions()):
-            seq = self._state.calendar.session_seq(one)
-            opened = int(self._state.calendar.open_ns[seq])
-            if not len(self._held.effective_ts) or opened < int(self._held.effective_ts[0]):
-                detail = self._problem or (
-                    f"no curve is in effect on {one}: the first known is of {self._held.dates[0]}"
-                    if self._held.dates
-                    else f"{self.source} has not been read"
-                )
+        trouble = None if self._pause is None else self._pause.trouble
+        for one in [session] if session is not None else known:
+            opened = int(self._state.calendar.open_ns[self._state.calendar.session_seq(one)])
+            if not self._held.dates:
+                detail = trouble.reason if trouble else self._problem or f"{self.source} has not been read"
+                cause = _CAUSES.get(trouble.cause, trouble.cause) if trouble else "waiting"
+                found.append(Waiting(cause, _COLUMN, one, detail))
+            elif opened < int(self._held.effective_ts[0]):
+                detail = f"no curve is in effect on {one}: the first known is of {self._held.dates[0]}"
                 found.append(Waiting("waiting", _COLUMN, one, detail))
+            elif trouble and one == known[-1]:
+                found.append(Waiting(_CAUSES.get(trouble.cause, trouble.cause), _COLUMN, one, trouble.reason))
         return found
 
     # ---- planning
 
     def plan(self, limit: int) -> list[Task]:
         """Read the source when it changed or is due; then sessions whose cells lack their curve, newest first."""
-        now_s = time.monotonic()
-        if now_s - self._looked_s >= (self.config.poll_s if self.remote and self._read_tag else _LOOK_INTERVAL_S):
-            self._looked_s = now_s
+        tasks = []
+        if self._is_due():
+            self._looked_s = time.monotonic()
             self._look()
         if self._tag != self._read_tag:
-            return [self._read_task()]
+            tasks.append(self._read_task())
+            if not self.remote:
+                # What is held may be another file's: its curves go into no cell any more.
+                return tasks
         if not self._held.dates:
-            return []
-        tasks = []
+            return tasks
         for session in sorted(self._state.sources.sessions(), reverse=True):
             task = self._fill_task(session)
             if task is not None:
                 tasks.append(task)
         self._backlog = len(tasks)
         return tasks[:limit]
+
+    def _is_due(self) -> bool:
+        if self._pause is not None:
+            return not self._pause.holds(self._state.system.now_ns())
+        interval_s = self.config.poll_s if self.remote else _LOOK_INTERVAL_S
+        return time.monotonic() - self._looked_s >= interval_s
 
     def _look(self) -> None:
         if self.remote:
@@ -174,17 +256,20 @@ class TreasuryEngine:
             self._tag = self._read_tag
 
     def _read_task(self) -> Task:
-        date_from = self.config.date_from or f"{self._state.year - 1}-12-01"
-        arguments = ReadArguments(str(self.source), date_from, os.environ.get("M17_API_KEY", "") if self.remote else "")
-        session = self._state.calendar.date(0)
+        arguments = ReadArguments(str(self.source))
+        if self.remote:
+            date_from = self.config.date_from or f"{self._state.year - 1}-12-01"
+            arguments = ReadArguments(str(self.source), date_from, self.config.key_env, self.config.timeout_s)
         return Task(
             self.name,
             f"curves {self._tag}",
-            session,
-            "engines.treasury.engine:read",
+            self._state.calendar.date(0),
+            "engines.treasury.reading:read",
             arguments,
+            remote=self.remote,
             makes_files=False,
             symbols=(),
+            subject="curves",
         )
 
     def _fill_task(self, session: str) -> Task | None:
@@ -192,13 +277,15 @@ class TreasuryEngine:
         state = self._state
         seq = state.calendar.session_seq(session)
         universe = state.universe(session)
+        if session in self._filling:
+            # Planned again at every cell that is set, the rest would be another task, and set twice.
+            return None
         rows = state.trade.session(seq) if state.trade.exists(seq) else None
         signature = (len(universe), -1 if rows is None else rows.change_count, len(self._held.dates))
         if not len(universe) or self._whole.get(session) == signature:
             return None
         applies = applicable(_COLUMN, class_words(state, universe), with_options(state, universe))
-        named = np.array([matches(self._globs, state.symbols.name(int(one))) for one in universe], dtype=bool)
-        ids = universe[applies & named]
+        ids = universe[applies & self._named()[universe]]
         starts = state.calendar.start_ts_array(state.calendar.windows(seq))
         curve = holding(self._held.effective_ts, starts)
         needed = ids if rows is None else self._lacking(rows, ids, curve)
@@ -211,7 +298,7 @@ class TreasuryEngine:
             self.name,
             key,
             session,
-            "engines.treasury.engine:fill",
+            "engines.treasury.reading:fill",
             spans,
             makes_files=False,
             symbols=tuple(int(one) for one in needed),
@@ -246,58 +333,46 @@ class TreasuryEngine:
 
     # ---- what came back
 
+    def started(self, task: Task) -> None:
+        """Leave its session alone until its cells are set."""
+        if task.symbols:
+            self._filling.add(task.session)
+
+    def ended(self, task: Task) -> None:
+        """Look at its session again: its universe may have grown meanwhile."""
+        if task.symbols:
+            self._filling.discard(task.session)
+
     def finished(self, task: Task, batch: Batch) -> None:
-        """Hold the curves that were read."""
-        if batch.report is None:
+        """Hold the curves that were read, or wait after trouble; what is held stays then."""
+        if not isinstance(batch.report, Read):
             return
         self._read_tag, self._problem = task.key.removeprefix("curves "), ""
+        trouble = batch.report.trouble
+        if trouble is not None:
+            self._pause = self._pausing.after(trouble, self._state.system.now_ns(), self._pause)
+            self._context.log("warning", f"{self.name}: {trouble.reason}; {trouble.hint}")
+            return
+        self._pause = None
         known = dict(zip(self._held.dates, self._held.tenors, strict=True)) if self.remote else {}
-        known.update({curve.date: curve.tenor_bps for curve in batch.report})
+        self._hold({**known, **{curve.date: curve.tenor_bps for curve in batch.report.curves}})
+
+    def _hold(self, known: dict[str, tuple[int | None, ...]]) -> None:
         dates = sorted(known)
-        suffix = EFFECTIVE_TIME[self.config.curve_effective]
-        effective = np.array([self._state.calendar.parse_time(date + suffix) for date in dates], dtype=np.int64)
+        effective = np.array([self._effective(date) for date in dates], dtype=np.int64)
         tenors = [known[date] for date in dates]
         records = [record_of(date, known[date], int(ts), 0) for date, ts in zip(dates, effective, strict=True)]
         hashes = np.concatenate([record["content_hash"] for record in records] or [np.zeros(0, dtype=np.uint64)])
-        self._held = _Held(dates, tenors, effective, checksum_of(hashes))
-        self._whole.clear()
+        held = _Held(dates, tenors, effective, checksum_of(hashes))
+        if (held.dates, held.tenors) != (self._held.dates, self._held.tenors):
+            self._held = held
+            self._whole.clear()
 
     def failed(self, task: Task, reason: str, report: Any) -> None:
         """Remember why the source could not be read; it is read again when it changed or is due."""
         del report
         if task.key.startswith("curves "):
             self._problem, self._read_tag = reason, task.key.removeprefix("curves ")
-
-
-def read(task: Task, workplace: Workplace) -> Batch:
-    """
-    Read all curves of the source; runs in a worker.
-
-    Raises:
-        TaskFailed: it cannot be read; names the source and what is wrong.
-    """
-    del workplace
-    from engines.feeds.feed_errors import FeedError
-    from engines.feeds.json_pages import PageSource
-    from engines.feeds.treasury_yields import fetch_yields, read_yields
-
-    arguments: ReadArguments = task.arguments
-    try:
-        if not arguments.source.startswith(("http://", "https://")):
-            return Batch(report=read_yields(Path(arguments.source)))
-        source = PageSource(arguments.source, arguments.key)
-        try:
-            return Batch(report=fetch_yields(source, date_from=arguments.date_from))
-        finally:
-            source.close()
-    except FeedError as error:
-        raise TaskFailed(str(error), hint=error.hint) from error
-
-
-def fill(task: Task, workplace: Workplace) -> Batch:
-    """The spans were made when the task was planned; the commit sets them."""
-    del workplace
-    return Batch(spans=task.arguments)
 
 
 def build(table: Mapping[str, Any], base: Path) -> TreasuryEngine:

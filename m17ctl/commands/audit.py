@@ -1,7 +1,8 @@
 """
 `m17ctl audit` and `operation`: who did what, and what became of one request.
 
-This module must never hide a record: what it does not know it prints as it is.
+This module must never hide a record: what it does not know it prints as it is,
+and --json leaves nothing out.
 """
 
 from __future__ import annotations
@@ -12,14 +13,16 @@ from typing import Annotated, Any, Final
 import typer
 from msgspec import UNSET
 
-from m17ctl.formats import encode_json
+from m17ctl.formats import encode_json, format_count
 from m17ctl.invocation import EXIT_FAILED, Invocation, invocation_of
 from m17d.outcomes import AuditReply, OperationRecord
 from m17d.protocol import AuditRequest, OperationRequest
 
 app = typer.Typer()
 
-_SHOWN_APART: Final = frozenset({"ts", "operator", "op"})
+_SHOWN: Final = frozenset({"ts", "operator", "op", "operation", "range", "cells", "cause", "result", "claimed"})
+_LEFT_TO_JSON: Final = frozenset({"seq", "digest", "hash", "previous_hash"})
+"""What proves a record, and tells people nothing; --json has it."""
 
 
 @app.command("audit", epilog="Example: m17ctl audit --tail 20")
@@ -52,12 +55,34 @@ def _record_line(invocation: Invocation, record: Mapping[str, Any]) -> str:
     who = _who(operator) if isinstance(operator, Mapping) else str(operator or "m17d")
     ts = record.get("ts")
     when = invocation.local_time(ts // 10**9 * 10**9) if isinstance(ts, int) else "-"
-    rest = " ".join(
+    parts = [str(record.get("operation") or ""), _range_text(invocation, record.get("range"))]
+    cells = record.get("cells")
+    if isinstance(cells, Mapping) and cells:
+        parts.append(", ".join(f"{column} {format_count(number)} cells" for column, number in cells.items()))
+    parts += [f"cause: {record['cause']}" if record.get("cause") else "", str(record.get("result") or "")]
+    parts += [
         f"{name}={value if isinstance(value, str) and ' ' not in value else encode_json(value).decode()}"
         for name, value in record.items()
-        if name not in _SHOWN_APART and value not in (None, "", {}, [])
-    )
-    return f"{when}  {who}  {record.get('op', '-')}  {rest}".rstrip()
+        if name not in _SHOWN and name not in _LEFT_TO_JSON and value not in (None, "", {}, [])
+    ]
+    claimed = record.get("claimed")
+    if isinstance(claimed, Mapping):
+        parts += [f"{name} {value}" for name, value in claimed.items() if name != "key"]
+    return f"{when}  {who}  {record.get('op', '-')}  {'; '.join(part for part in parts if part)}".rstrip()
+
+
+def _range_text(invocation: Invocation, given: object) -> str:
+    """A record's range in words; times as people read them."""
+    if not isinstance(given, Mapping):
+        return "" if given is None else str(given)
+    words = []
+    for name, value in given.items():
+        if value in (None, "", []):
+            continue
+        shown = invocation.local_time(value) if name in ("from", "to") and isinstance(value, int) else value
+        shown = ",".join(map(str, shown)) if isinstance(shown, list) else shown
+        words.append(str(shown) if name in ("session", "symbol", "symbols", "columns") else f"{name} {shown}")
+    return " ".join(words)
 
 
 def _who(operator: Mapping[str, Any]) -> str:

@@ -15,7 +15,7 @@ import typer
 
 from ledger.columns import WINDOW_NS, Column, Flag, Status
 from m17ctl.client import rows_of_slab
-from m17ctl.formats import format_count
+from m17ctl.formats import format_count, literal
 from m17ctl.heatmap import heat_map, merge
 from m17ctl.invocation import EXIT_FALSE, Invocation, invocation_of
 from m17ctl.options import (
@@ -81,10 +81,12 @@ def _lines(invocation: Invocation, reply: CoverageReply, by: By | None) -> Itera
     )
     yield from counts_table(reply.columns, width=terminal.width)
     for dataset, found in reply.out_of_session.items():
-        counted = ", ".join(f"{name.replace('_', ' ')} {format_count(count)}" for name, count in found.items())
+        counted = ", ".join(f"{name.replace('_', ' ')} {format_count(n)}" for name, n in found.items() if n)
+        if not counted:
+            continue
         yield f"outside the session, {dataset}: {counted}"
     if isinstance(reply.quality, dict):
-        yield from (f"{name}: {value}" for name, value in reply.quality.items())
+        yield from quality_lines(reply.quality)
     if by is None and isinstance(reply.by_minute, dict) and reply.by_minute:
         yield ""
         yield from _columns_map(invocation, reply.by_minute)
@@ -97,6 +99,8 @@ def _lines(invocation: Invocation, reply: CoverageReply, by: By | None) -> Itera
         yield from named_counts_table(rows, width=terminal.width, label="minute")
     elif by == "source" and isinstance(reply.by_source, dict):
         for source, columns in reply.by_source.items():
+            if not columns:
+                continue
             yield ""
             yield from counts_table(columns, width=terminal.width, label=source)
 
@@ -151,7 +155,7 @@ def _symbol_line(
     """The counts of the symbol's cells over ``columns`` in each window of ``starts``."""
     cells: dict[Column, dict[int, tuple[int, int]]] = {column: {} for column in columns}
     for ledger in sorted({column.ledger for column in columns}):
-        request = BulkRequest(ledger=ledger, range=Range(session=session, symbols=_literal(symbol)))
+        request = BulkRequest(ledger=ledger, range=Range(session=session, symbols=literal(symbol)))
         for piece, slab in invocation.connection.slabs(request):
             for row in rows_of_slab(piece, slab):
                 for column, slot in zip(piece.columns, row.slots, strict=True):
@@ -186,6 +190,12 @@ def _cells(cells: list[tuple[int, int]], totals: Counts) -> Iterator[Counts]:
             yield Counts(not_applicable=1)
 
 
-def _literal(symbol: str) -> str:
-    """A glob that only the symbol itself passes."""
-    return "".join(f"[{character}]" if character in "*?[" else character for character in symbol)
+def quality_lines(quality: dict[str, dict[str, int]]) -> Iterator[str]:
+    """Rows by column, of derived ones how many are usable and what the others lack."""
+    for column, counts in quality.items():
+        line = f"{column}: {format_count(counts['rows'])} rows"
+        if "usable_rows" in counts:
+            others = {word: number for word, number in counts.items() if word not in ("rows", "usable_rows")}
+            line += f", {format_count(counts['usable_rows'])} usable"
+            line += "".join(f"; {word} {format_count(number)}" for word, number in others.items())
+        yield line

@@ -6,54 +6,86 @@ This module must never drop an event.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
+import msgspec
 import typer
 
-from m17ctl.formats import encode_json
+from m17ctl.commands.watching import Position, Wanted, Watch, kept_position, words_of
 from m17ctl.invocation import invocation_of
-from m17d.outcomes import Event, MetricsReply
-from m17d.protocol import MetricsRequest
+from m17ctl.options import check_date
+from m17d.outcomes import MetricsReply
+from m17d.protocol import TOPICS, MetricsRequest
 
 app = typer.Typer()
 
 
-@app.command("watch", epilog="Example: m17ctl --json watch --topics engine,region | jq .")
+def _check_topics(value: list[str] | None) -> list[str] | None:
+    for text in value or []:
+        unknown = sorted({part for part in text.split(",") if part} - set(TOPICS))
+        if unknown:
+            raise typer.BadParameter(f"{unknown[0]!r} is no topic; topics are {', '.join(TOPICS)}")
+    return value
+
+
+@app.command(
+    "watch", epilog="Example: m17ctl --json watch --topics slots,region --session 2013-10-07 --resume ~/m17.pos"
+)
 def watch(
     context: typer.Context,
     topics: Annotated[
-        list[str] | None, typer.Option("--topics", metavar="TOPIC,...", help="Only these; all where absent.")
+        list[str] | None,
+        typer.Option("--topics", metavar="TOPIC,...", help="Only these topics.", callback=_check_topics),
+    ] = None,
+    engine: Annotated[str | None, typer.Option("--engine", metavar="NAME", help="Only events of this engine.")] = None,
+    session: Annotated[
+        str | None,
+        typer.Option("--session", metavar="DATE", help="Only events of this session.", callback=check_date),
+    ] = None,
+    symbols: Annotated[
+        str | None, typer.Option("--symbols", metavar="GLOB", help="Only events that may be about such symbols.")
+    ] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option("--resume", metavar="FILE", help="Go on where the run that kept this file ended; keep it."),
+    ] = None,
+    from_seq: Annotated[
+        int | None, typer.Option("--from-seq", metavar="N", min=0, help="Begin with this event, with --epoch.")
+    ] = None,
+    epoch: Annotated[
+        str | None, typer.Option("--epoch", metavar="EPOCH", help="The start of the daemon that counts so.")
     ] = None,
     count: Annotated[int | None, typer.Option("--count", metavar="N", min=1, help="End after N events.")] = None,
     idle: Annotated[
         float | None, typer.Option("--idle", metavar="SECONDS", min=0.1, help="End after so long without an event.")
     ] = None,
 ) -> None:
-    """Print events as they happen, until interrupted; with --json one object a line."""
+    """
+    Print what happens, as it happens, until interrupted; with --json one object a line. Goes on over a restart.
+
+    Topics: slots (cells that changed), task, engine (states), region, operation, blocked.
+    """
     invocation = invocation_of(context)
+    if (from_seq is None) != (epoch is None):
+        raise typer.BadParameter("--from-seq and --epoch go together: both are in every line of --json")
+    begin = Position(epoch, from_seq) if epoch is not None and from_seq is not None else None
+    if resume is not None:
+        begin = kept_position(resume) or begin
     wanted = [part for text in topics or [] for part in text.split(",") if part]
-    zone = None if invocation.json else invocation.zone
-    seen = 0
-    for event in invocation.connection.subscribe(*wanted, idle_s=idle):
-        if not isinstance(event, Event):
-            if event.resync:
-                invocation.terminal.complain("m17ctl: earlier events are gone; read the state with: m17ctl status")
+    passing, seen = Wanted(engine, session, symbols), 0
+    run = Watch(invocation, wanted, begin, resume, idle)
+    for event in run.events():
+        if not passing.passes(event):
             continue
-        if zone is None:
-            invocation.emit_line(event)
+        if invocation.json:
+            invocation.emit_line({"epoch": run.epoch, **msgspec.to_builtins(event)})
         else:
-            facts = " ".join(f"{name}={_text(value)}" for name, value in event.facts.items())
-            invocation.terminal.line(f"{invocation.local_time(event.ts)}  {event.topic}  {facts}".rstrip())
+            invocation.terminal.line(words_of(invocation, event))
             invocation.terminal.flush()
-            if event.lost:
-                invocation.terminal.complain(f"m17ctl: {event.lost} events before this one were lost")
         seen += 1
         if seen == count:
             return
-
-
-def _text(value: object) -> str:
-    return value if isinstance(value, str) and " " not in value else encode_json(value).decode()
 
 
 @app.command("metrics", epilog="Example: m17ctl metrics | grep m17_cells")

@@ -86,19 +86,34 @@ def remove(context: typer.Context, region: IdArgument) -> None:
 
 def region_lines(invocation: Invocation, regions: Sequence[RegionReply]) -> list[str]:
     """Regions for people, with progress by minute."""
+    if not regions:
+        return ["no regions"]
     rows = [
         [
             str(region.id),
             str(region.priority),
             region.symbol,
             invocation.local_time(region.start_ts),
-            invocation.local_time(region.end_ts),
+            _end(invocation, region),
             f"{region.complete}/{region.minutes}",
             region.state,
-            " ".join(region.columns) or "all",
             region.operator,
+            " ".join(_columns(region)) or "all",
         ]
         for region in regions
     ]
-    headers = ("id", "priority", "symbol", "from", "to", "minutes", "state", "columns", "operator")
-    return table(headers, rows, width=invocation.terminal.width, right="rrlllr")
+    headers = ("id", "priority", "symbol", "from", "to", "minutes", "state", "operator", "columns")
+    return table(headers, rows, width=invocation.terminal.width, right="rrlllr", keep=3)
+
+
+def _end(invocation: Invocation, region: RegionReply) -> str:
+    """The region's end, without the date where that is the start's."""
+    start, end = (invocation.local_time(ts) for ts in (region.start_ts, region.end_ts))
+    return end[11:] if start[:11] == end[:11] else end
+
+
+def _columns(region: RegionReply) -> list[str]:
+    """Its columns; while it is at work, with how many windows of each are whole."""
+    if region.state == "complete" or len(set(region.whole.values())) <= 1:
+        return [column.value for column in region.columns]
+    return [f"{column.value} {region.whole.get(column, 0)}" for column in region.columns]

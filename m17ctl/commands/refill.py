@@ -16,7 +16,7 @@ from ledger.columns import Column
 from m17ctl.commands.causes import cause_lines
 from m17ctl.commands.ranges import cells_text, operation_lines, perform
 from m17ctl.errors import DaemonUnreachable, RemoteFailure, TimedOut
-from m17ctl.formats import format_count
+from m17ctl.formats import format_count, format_duration
 from m17ctl.invocation import EXIT_FALSE, Invocation, invocation_of
 from m17ctl.options import (
     CauseOption,
@@ -235,6 +235,8 @@ def wait_lines(invocation: Invocation, answer: WaitReply) -> Iterator[str]:
         yield f"whole: {format_count(answer.cells)} cells"
         return
     yield f"not whole: {cells_text(answer.remaining)} of {format_count(answer.cells)} left"
+    if answer.eta_s is not None:
+        yield f"about {format_duration(answer.eta_s)} left at the speed so far"
     if any(answer.suspect.values()):
         yield f"suspect: {cells_text(answer.suspect)}"
     if answer.blocked:

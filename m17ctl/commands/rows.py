@@ -28,7 +28,7 @@ KindArgument = Annotated[
 ]
 
 _LETTERS = {"empty": "-", "pending": "P", "filled": "F", "cleared": "C"}
-_STATUS_COLORS = {"filled": "green", "pending": "blue", "cleared": "red", "empty": "dim"}
+_STATUS_COLORS = {"filled": "whole", "pending": "pending", "cleared": "trouble", "empty": "quiet"}
 
 
 @app.command("row", epilog="Example: m17ctl row AIG 2013-10-07T09:31 --payload")

@@ -6,7 +6,9 @@ This module must never touch the state directory: the daemon does.
 
 from __future__ import annotations
 
+import errno
 import os
+import socket
 import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -46,10 +48,10 @@ def _verify_lines(invocation: Invocation, reply: VerifyReply) -> Iterator[str]:
         f"{format_count(reply.artifacts)} artifacts"
     )
     if not reply.findings:
-        yield invocation.terminal.paint(f"sound: {checked}", "green")
+        yield invocation.terminal.paint(f"sound: {checked}", "whole")
     else:
         count = len(reply.findings)
-        yield invocation.terminal.paint(f"{count} {'finding' if count == 1 else 'findings'} in {checked}", "red")
+        yield invocation.terminal.paint(f"{count} {'finding' if count == 1 else 'findings'} in {checked}", "trouble")
         yield from _finding_lines(invocation, reply.findings)
     orphans = reply.orphans
     if orphans.files or orphans.records:
@@ -89,19 +91,25 @@ def _backup_line(reply: BackupReply) -> str:
 
 @app.command("gc", epilog="Example: m17ctl gc --dry-run")
 def gc(context: typer.Context, dry_run: DryRunOption = False) -> None:
-    """Remove the artifacts and records that no cell names."""
+    """Remove the artifacts that no cell names, and quotes as old as [retention] quotes_days."""
     invocation = invocation_of(context)
     reply = invocation.call(GcRequest(dry_run=dry_run), GcReply, long=True)
     invocation.emit(
         reply,
-        lambda: [_gc_line(reply)],
+        lambda: _gc_lines(reply),
     )
 
 
-def _gc_line(reply: GcReply) -> str:
+def _gc_lines(reply: GcReply) -> Iterator[str]:
     verb = "would remove" if reply.dry_run else "removed"
     files = f"{format_count(reply.removed.files)} files ({format_bytes(reply.removed.bytes)})"
-    return f"{verb} {files} and {format_count(reply.removed.records)} records"
+    yield f"{verb} {files} that no cell names"
+    if reply.retired.records or reply.retired.files:
+        files = f"{format_count(reply.retired.files)} files ({format_bytes(reply.retired.bytes)})"
+        yield (
+            f"{verb} {files} of quotes by their age; "
+            f"{format_count(reply.retired.records)} cells stay filled, without rows"
+        )
 
 
 @app.command("doctor", epilog="Example: m17ctl doctor")
@@ -126,14 +134,24 @@ def doctor(context: typer.Context) -> int:
 def _doctor_lines(invocation: Invocation, reply: DoctorReply) -> Iterator[str]:
     yield from fields(
         [
-            (name.replace("_", " "), value if isinstance(value, str) else encode_json(value).decode())
+            (name.replace("_", " "), _fact(invocation, name, value))
             for name, value in reply.facts.items()
+            if value is not None
         ]
     )
     yield ""
     yield from _finding_lines(invocation, reply.findings)
     if not reply.findings:
-        yield invocation.terminal.paint("nothing to complain about", "green")
+        yield invocation.terminal.paint("nothing to complain about", "whole")
+
+
+def _fact(invocation: Invocation, name: str, value: object) -> str:
+    """A fact as people read it: by the unit that its name ends in."""
+    if isinstance(value, int) and name.endswith("bytes"):
+        return format_bytes(value)
+    if isinstance(value, int) and name.endswith("_ns"):
+        return invocation.local_time(value // 10**9 * 10**9)
+    return value if isinstance(value, str) else encode_json(value).decode()
 
 
 def _socket_facts(path: Path) -> dict[str, str]:
@@ -145,5 +163,17 @@ def _socket_facts(path: Path) -> dict[str, str]:
         facts["socket_state"] = error.strerror or str(error)
         return facts
     facts["socket_state"] = "a socket" if stat.S_ISSOCK(found.st_mode) else "not a socket"
+    if stat.S_ISSOCK(found.st_mode) and not _somebody_listens(path):
+        facts["socket_state"] = "stale: a socket that nobody listens on; the next daemon replaces it"
     facts["socket_mode"] = f"{stat.S_IMODE(found.st_mode):04o}, uid {found.st_uid}, gid {found.st_gid}"
     return facts
+
+
+def _somebody_listens(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(str(path))
+        except OSError as error:
+            return error.errno != errno.ECONNREFUSED
+    return True

@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-import engines.derived
+import engines.derivation
 from engines.contract import Batch, Task
 from engines.derivation import Judged
 from engines.derived import DerivedEngine
 from engines.nbbo.engine import NbboArguments, NbboDerivation
 from engines.nbbo.policy import NbboPolicy
 from engines.nbbo.print_classes import PrintTable
+from engines.scope import Scope
 from ledger.columns import Column, Flag, PayloadKind, Source, Status
 from ledger.content import no_rows_hash
 from ledger.maps import Artifact
@@ -43,6 +44,13 @@ class Context:
     def log(self, level: str, message: str) -> None:
         """Nobody reads it."""
 
+    def changing(self, session: str, column: Column, symbol_ids: np.ndarray) -> np.ndarray | None:
+        """Nothing above is about to change."""
+
+    def is_settled(self, session: str, column: Column, symbol_ids: np.ndarray) -> bool:
+        """Nothing above changes."""
+        return True
+
     def regions(self, column: Column) -> list[Any]:
         """The regions a test asked for."""
         return self.wanted if column is AGGRESSOR else []
@@ -53,6 +61,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Units are taken at once, although something has just touched them."""
     monkeypatch.setattr(engines.derived, "_QUIET_S", -1.0)
     monkeypatch.setattr(engines.derived, "_PLAN_S", 60.0)
+    monkeypatch.setattr(engines.derived, "_JUDGE_S", 60.0)
 
 
 @pytest.fixture(scope="module")
@@ -89,9 +98,11 @@ def state(made: Path, tmp_path: Path) -> Iterator[State]:
         yield opened
 
 
-def engine_of(state: State, policy: NbboPolicy | None = None, **context: int) -> DerivedEngine:
+def engine_of(
+    state: State, policy: NbboPolicy | None = None, scope: Scope | None = None, **context: int
+) -> DerivedEngine:
     """The aggressor engine over the state."""
-    made = DerivedEngine(NbboDerivation(policy or NbboPolicy(), PrintTable.load()), [])
+    made = DerivedEngine(NbboDerivation(policy or NbboPolicy(), PrintTable.load()), scope or Scope())
     made.start(Context(state, **context))
     return made
 
@@ -261,6 +272,41 @@ def test_planning_looks_only_where_something_moved(state: State, monkeypatch: py
     assert judged == [[1]]
 
 
+def test_units_with_a_task_at_work_are_judged_when_it_is_over_or_late(
+    state: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own cells are committed in slices; judged at each, they would cost more than their rows."""
+    fill_all(state)
+    engine = engine_of(state)
+    tasks = engine.plan(8)
+    for task in tasks:
+        engine.started(task)
+    judged: list[list[int]] = []
+    judge = engine.derivation.judge
+
+    def watched(seq: int, column: Column, units: np.ndarray) -> Judged:
+        judged.append(units.tolist())
+        return judge(seq, column, units)
+
+    monkeypatch.setattr(engine.derivation, "judge", watched)
+    put(state, QUOTE, 1, [5], 77)
+    assert engine.plan(8) == []
+    assert judged == []
+    assert engine.is_looking()
+    monkeypatch.setattr(engines.derived, "_LATE_S", -1.0)
+    assert engine.plan(8) == []
+    assert judged[0] == [1]
+    judged.clear()
+    monkeypatch.setattr(engines.derived, "_LATE_S", 3600.0)
+    put(state, QUOTE, 1, [6], 77)
+    assert engine.plan(8) == []
+    assert judged == []
+    for task in tasks:
+        engine.ended(task)
+    engine.plan(8)
+    assert judged[0] == [0, 1, 2]
+
+
 def test_wanted_cells_are_made_again_and_running_ones_are_not_offered_twice(state: State) -> None:
     """A refresh is work although nothing is stale; while it is under way nobody else gets it."""
     fill_all(state)
@@ -306,12 +352,36 @@ def test_newest_session_goes_first_and_regions_before_it(state: State) -> None:
     class Region:
         symbol_id, priority = 0, 9
         start_ts = int(state.calendar.open_ns[state.calendar.session_seq(OLDER)])
+        end_ts = start_ts + 60 * 10**9
 
     context = engine._context
     assert isinstance(context, Context)
     context.wanted = [Region()]
     tasks = engine.plan(8)
     assert [(task.session, task.priority) for task in tasks[:2]] == [(OLDER, 9), (OLDER, 9)]
+
+
+def test_on_demand_nothing_is_planned_before_a_region_activates_it_and_then_for_good(state: State) -> None:
+    """Only the activated symbol's cells of that session are made, with rows and without; another engine goes on so."""
+    for session in (OLDER, SESSION):
+        fill_all(state, session)
+    scope = Scope(activation="on-demand")
+    engine = engine_of(state, scope=scope)
+    assert work_off(state, engine) == []
+    covered = engine.covers(SESSION, AGGRESSOR)
+    assert covered is not None and not covered.any()
+    state.regions.activate(
+        symbol="AAA", symbol_id=0, first_session=SESSION, last_session=SESSION, columns=[Column.AGGS_1M]
+    )
+    done = work_off(state, engine)
+    assert {task.session for task in done} == {SESSION}
+    rows = state.trade.session(state.calendar.session_seq(SESSION))
+    filled = rows.status[rows.column_index(AGGRESSOR), :3, :390] == Status.FILLED
+    # The option's sides are inputs of the stock's aggregates; BBB was not asked for.
+    assert filled.all(axis=1).tolist() == [True, False, True]
+    put(state, TRADE, 0, [20], 4)
+    (task,) = work_off(state, engine_of(state, scope=scope))
+    assert minutes_of(task) == [20]
 
 
 def test_heavy_symbols_are_cut_and_light_ones_put_together(state: State, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -322,8 +392,8 @@ def test_heavy_symbols_are_cut_and_light_ones_put_together(state: State, monkeyp
     engine = engine_of(state)
     computed = [minutes_of(task) for task in engine.plan(8) if task.compute]
     assert computed == [[0, 10, 11, 1, 2]]
-    monkeypatch.setattr(engines.derived, "ROWS_MAX", 60)
-    pieces = [task for task in engine.plan(20) if task.compute]
+    monkeypatch.setattr(engines.derivation, "ROWS_MAX", 60)
+    pieces = [task for task in engine_of(state).plan(20) if task.compute]
     assert all(task.cells == 1 for task in pieces)
     assert sorted(minutes_of(task)[0] for task in pieces) == [0, 1, 2, 10, 11]
 
@@ -357,3 +427,26 @@ def test_recent_changes_wait_until_the_unit_is_whole_or_quiet(state: State, monk
     assert engine.is_looking()
     fill_all(state)
     assert [minutes_of(task) for task in engine.plan(8) if task.compute] == [[0, 10, 11]]
+
+
+def test_a_withdrawn_task_gives_all_its_units_back(state: State) -> None:
+    """One of them moved, and the others have nothing to be noticed by; units judged again meanwhile stay open."""
+    fill_all(state)
+    engine = engine_of(state)
+    everything = sum(task.cells for task in engine.plan(8))
+    look = engine._looks[SESSION]
+    units, notes = np.array([0, 1, 2]), look.notes[:3].copy()
+    assert everything == 3 * 390
+    assert not look.open
+    put(state, TRADE, 1, [5], 4)
+    again = engine.plan(8)
+    assert sum(task.cells for task in again) == everything
+    assert {one for task in again for one in task.symbols or ()} == {0, 1, 2}
+    put(state, TRADE, 2, [5], 4)
+    engine.judge_a_little()
+    assert 2 in look.open
+    look.taken(units, notes)
+    assert 2 in look.open
+    work_off(state, engine)
+    rows = state.trade.session(state.calendar.session_seq(SESSION))
+    assert (rows.status[rows.column_index(AGGRESSOR), :3] == Status.FILLED).all()

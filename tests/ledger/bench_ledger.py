@@ -1,5 +1,5 @@
 """
-Benchmark: the ledger's own figures, each beside what it is measured against, in turns, in one process.
+Benchmark: the ledger's own figures, each beside what it is measured against, in turns.
 
 SQLite and LMDB hold the same slots under (symbol, minute) and the same records under their ids, with the same
 comparisons; memcpy copies the same rows. Every figure is the ratio of the medians of five rounds.
@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import os
 import random
+import socket
 import sqlite3
 import statistics
 import struct
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -23,9 +26,9 @@ import lmdb
 import numpy as np
 
 from ledger.columns import Column, PayloadKind, Source, Status
-from ledger.content import checksum_of, mix
+from ledger.content import checksum_of, mix, no_rows_hash
 from ledger.layout import SLOT_STRUCT, TRADE_ROW
-from ledger.records import blank
+from ledger.records import NO_ROWS_ID, blank
 from ledger.rows import SessionRows
 from ledger.state import State, create_state, open_state
 
@@ -47,6 +50,7 @@ COMMIT_BATCH: Final = 1_000
 SYMBOLS: Final = 10_000
 MINUTES: Final = 390
 FULL_SESSIONS: Final = 20
+FULL_SYMBOLS: Final = 100
 KIND: Final = PayloadKind.TRADE
 SLOT: Final = struct.Struct(SLOT_STRUCT)
 KEY: Final = struct.Struct(">HI")
@@ -89,8 +93,8 @@ def _state(directory: Path, **named: Any) -> Iterator[State]:
 def _cas(folder: Path) -> list[dict[str, Any]]:
     """One compare-and-swap through the public setter; SQLite autocommit (WAL, NORMAL), LMDB one transaction (nosync)."""
     folder.mkdir()
-    generator = random.Random(17)
-    cells = [(generator.randrange(500), generator.randrange(MINUTES)) for _ in range(CAS_CELLS)]
+    every = [(symbol, minute) for symbol in range(500) for minute in range(MINUTES)]
+    cells = random.Random(17).sample(every, CAS_CELLS)
     database = _sqlite(folder / "cas.sqlite", "NORMAL")
     database.executemany(
         "INSERT INTO slots VALUES (?, ?, 2, 0, 0)", [(symbol, minute) for symbol in range(500) for minute in range(390)]
@@ -102,39 +106,39 @@ def _cas(folder: Path) -> list[dict[str, Any]]:
     with _state(folder / "ledger.state", flush_interval_s=3600) as state:
         first = state.calendar.session_seq(SESSION) * MINUTES
         state.trade.session(first // MINUTES).reserve(np.arange(500))
-        counters = ({cell: 0 for cell in cells} for _ in range(3))
-        ours, sqlites, lmdbs = counters
+        windows = [(symbol, first + minute) for symbol, minute in cells]
+        ours, sqlites, lmdbs = ([0] * CAS_CELLS for _ in range(3))
 
         def through_ledger() -> float:
             setter = state.trade.set_trade_ref
             started = time.perf_counter()
-            for symbol, minute in cells:
-                version = ours[symbol, minute]
-                ours[symbol, minute] = setter(
-                    symbol, first + minute, KIND, 7, version + 1, source=Source.FLAT_FILE, expected_version=version
+            for at, (symbol, minute_idx) in enumerate(windows):
+                version = ours[at]
+                ours[at] = setter(
+                    symbol, minute_idx, KIND, 7, version + 1, source=Source.FLAT_FILE, expected_version=version
                 )
             return time.perf_counter() - started
 
         def through_sqlite() -> float:
             sql = "UPDATE slots SET version = version + 1, checksum = ? WHERE symbol = ? AND minute = ? AND version = ?"
             started = time.perf_counter()
-            for symbol, minute in cells[: CAS_CELLS // 4]:
-                version = sqlites[symbol, minute]
+            for at, (symbol, minute) in enumerate(cells):
+                version = sqlites[at]
                 if database.execute(sql, (version + 1, symbol, minute, version)).rowcount != 1:
                     raise AssertionError("SQLite lost a version")
-                sqlites[symbol, minute] = version + 1
-            return (time.perf_counter() - started) * 4
+                sqlites[at] = version + 1
+            return time.perf_counter() - started
 
         def through_lmdb() -> float:
             started = time.perf_counter()
-            for cell in cells:
-                version, key = lmdbs[cell], KEY.pack(*cell)
+            for at, (symbol, minute) in enumerate(cells):
+                version, key = lmdbs[at], KEY.pack(symbol, minute)
                 with environment.begin(write=True) as transaction:
                     if SLOT.unpack(transaction.get(key))[5] != version:
                         raise AssertionError("LMDB lost a version")
                     slot = SLOT.pack(2, 2, 3, 0, 7, version + 1, version + 1, time.time_ns(), 0, 0)
                     transaction.put(key, slot)
-                lmdbs[cell] = version + 1
+                lmdbs[at] = version + 1
             return time.perf_counter() - started
 
         ledger_s, sqlite_s, lmdb_s = _medians(through_ledger, through_sqlite, through_lmdb)
@@ -178,7 +182,6 @@ def _commit(folder: Path) -> list[dict[str, Any]]:
     with _state(folder / "ledger.state") as state:
         rows = state.trade.session(state.calendar.session_seq(SESSION))
         rows.reserve(np.unique(symbols))
-        state.flusher.durable(0) if state.flusher else None
         rounds = {"ledger": 0, "sqlite": 0, "lmdb": 0}
 
         def through_ledger() -> float:
@@ -303,8 +306,6 @@ def _day(folder: Path) -> list[dict[str, Any]]:
         rows = state.trade.session(first // MINUTES)
         rows.reserve(np.arange(SYMBOLS))
         windows, counter = range(first, first + MINUTES), iter(range(1, 1000))
-        target = np.zeros(SYMBOLS * MINUTES * TRADE_ROW.itemsize // 8)
-        origin = np.ones_like(target)
 
         def fill() -> float:
             return _seconds(
@@ -312,9 +313,8 @@ def _day(folder: Path) -> list[dict[str, Any]]:
             )
 
         fill()
-        memcpy_s, fill_s = _medians(lambda: _seconds(lambda: np.copyto(target, origin)), fill)
-        del target, origin
         size = SYMBOLS * MINUTES * TRADE_ROW.itemsize
+        memcpy_s, fill_s = _medians(_memcpy(size), fill)
         detail = {
             "fill_cells_per_s": round(SYMBOLS * MINUTES / fill_s),
             "fill_rows_gb_per_s": round(size / fill_s / 1e9, 2),
@@ -326,6 +326,13 @@ def _day(folder: Path) -> list[dict[str, Any]]:
         flat = np.flatnonzero(np.arange(SYMBOLS * MINUTES) % 3)
         rows.set_many(Column.AGGRESSOR_REF, flat // MINUTES, flat % MINUTES, 1, 1, now_ns=rows.now_ns())
         return [fills, *_ready(folder, rows)]
+
+
+def _memcpy(size: int) -> Callable[[], float]:
+    """Copies so many bytes between two arrays that were touched before."""
+    target, origin = np.zeros(size // 8), np.ones(size // 8)
+    target[:] = origin
+    return lambda: _seconds(lambda: np.copyto(target, origin))
 
 
 def _ready(folder: Path, rows: SessionRows) -> list[dict[str, Any]]:
@@ -375,26 +382,67 @@ def _ready(folder: Path, rows: SessionRows) -> list[dict[str, Any]]:
 
 
 def _restart(folder: Path) -> dict[str, Any]:
-    """Time to open a state with 20 full sessions over time to open an empty one; both closed cleanly before."""
+    """
+    Time until the daemon says that it is ready, with 20 full sessions over an empty state; both closed cleanly before.
+
+    A process of its own each time, engines configured, from its start to READY=1 as systemd would get it.
+    """
     folder.mkdir()
-    empty, full = folder / "empty.state", folder / "full.state"
-    create_state(empty, year=2013)
-    with open_state(empty):
+    full, empty = _daemon_folder(folder / "full"), _daemon_folder(folder / "empty")
+    create_state(empty / "ledger.state", year=2013)
+    with open_state(empty / "ledger.state"):
         pass
-    with _state(full, flush_interval_s=3600) as state:
+    with _state(full / "ledger.state", flush_interval_s=3600) as state:
+        state.allocate([f"S{number:03d}" for number in range(FULL_SYMBOLS)])
         for seq in range(FULL_SESSIONS):
-            # Every symbol of the day that trades has a block and every cell of it a payload; 500 keep the disk small.
+            # Every cell of every column; 100 symbols keep the disk small.
             windows = range(seq * MINUTES, seq * MINUTES + int(state.calendar.minutes[seq]))
-            state.trade.set_trade_ref(range(500), windows, KIND, 1, 1)
-
-    def opened(directory: Path) -> float:
-        started = time.perf_counter()
-        state = open_state(directory)
-        taken = time.perf_counter() - started
-        state.close()
-        return taken
-
+            for column in Column:
+                kind = column.payload_kind
+                state.ledger_of(column).set(
+                    column, range(FULL_SYMBOLS), windows, kind, NO_ROWS_ID, no_rows_hash(kind) >> 32, flags=1
+                )
     os.sync()
-    full_s, empty_s = _medians(lambda: opened(full), lambda: opened(empty))
-    detail = {"full_ms": round(full_s * 1e3, 2), "empty_ms": round(empty_s * 1e3, 2), "sessions": FULL_SESSIONS}
+    _ready_s(empty)
+    full_s, empty_s = _medians(lambda: _ready_s(full), lambda: _ready_s(empty))
+    detail = {
+        "full_ms": round(full_s * 1e3),
+        "empty_ms": round(empty_s * 1e3),
+        "sessions": FULL_SESSIONS,
+        "cells": FULL_SESSIONS * FULL_SYMBOLS * MINUTES * len(Column),
+    }
     return _figure("restart_growth", full_s / empty_s, 1.5, detail, most=True)
+
+
+def _daemon_folder(folder: Path) -> Path:
+    """A folder with a config whose engines find nothing to read."""
+    folder.mkdir()
+    source = 'source = "nothing"\nsessions = ["2013-12-31"]\n'
+    (folder / "m17.toml").write_text(
+        'state_dir = "ledger.state"\n[calendar]\nyear = 2013\n'
+        f"[engines.trade_flatfile]\n{source}[engines.quote]\n{source}[engines.nbbo]\n[engines.greeks]\n[engines.aggregation]\n"
+    )
+    return folder
+
+
+def _ready_s(folder: Path) -> float:
+    """Seconds from starting the daemon until it is ready; it is ended in good order."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
+        notify.bind(str(folder / "notify"))
+        notify.settimeout(120)
+        environment = {**os.environ, "NOTIFY_SOCKET": str(folder / "notify")}
+        started = time.perf_counter()
+        process = subprocess.Popen(
+            [sys.executable, "-m", "m17d", "run", "--config", str(folder / "m17.toml")],
+            env=environment,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            while b"READY=1" not in notify.recv(4096):
+                pass
+            taken = time.perf_counter() - started
+        finally:
+            process.terminate()
+            process.wait(120)
+    (folder / "notify").unlink()
+    return taken

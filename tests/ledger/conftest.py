@@ -81,6 +81,18 @@ def every_fault() -> Callable[[], Iterator[FaultySystem]]:
     return systems
 
 
+@pytest.fixture(autouse=True)
+def every_state_verifies(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Whatever states a test leaves below its folder verify, once opened as a start opens them; damage is set right."""
+    yield
+    for name in {"tmp_path", "folder"} & set(request.fixturenames):
+        place = request.node.funcargs.get(name)
+        for path in sorted(place.rglob("format")) if isinstance(place, Path) and place.exists() else ():
+            with open_state(path.parent):
+                pass
+            assert findings(path.parent) == [], path.parent
+
+
 @pytest.fixture(scope="session")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A closed state with four symbols; copy it, never open it."""

@@ -129,8 +129,8 @@ def test_a_cut_end_is_found_by_the_process_that_wrote_it(tmp_path, system):
 
 
 @pytest.mark.parametrize("tail", [b'{"seq":4,"ts', b"\0" * 4096, b'{"seq":4,\0\0\0\n'])
-def test_a_torn_last_line_is_cut_and_noted(tmp_path, system, tail):
-    """Half a line, pages of zeros, and a line with a hole go; a recovery line says how many bytes; the chain holds."""
+def test_a_torn_last_line_is_cut_and_counted(tmp_path, system, tail):
+    """Half a line, pages of zeros, and a line with a hole go; the chain holds and goes on."""
     log = AuditLog(tmp_path, system)
     write_lines(log, 3)
     log.close()
@@ -138,14 +138,59 @@ def test_a_torn_last_line_is_cut_and_noted(tmp_path, system, tail):
     with path.open("ab") as stream:
         stream.write(tail)
     log = AuditLog(tmp_path, system)
-    assert log.torn_bytes == len(tail)
-    last = log.tail(1)[0]
-    assert (last.seq, last.op, last.cause) == (4, "recovery", "torn record") and str(len(tail)) in last.result
+    assert log.torn_bytes == len(tail) and log.head[0] == 3
+    write_lines(log, 1)
     assert log.verify() == []
     log.close()
     log = AuditLog(tmp_path, system)
     assert log.torn_bytes == 0 and log.head[0] == 4
     log.close()
+
+
+def test_a_last_line_that_is_whole_is_never_cut(tmp_path, system):
+    """Without its end of line it gets one; a flipped bit in it is found by verify, whatever byte it makes."""
+    log = AuditLog(tmp_path, system)
+    write_lines(log, 3)
+    log.close()
+    path = tmp_path / "audit" / "audit.log"
+    good = path.read_bytes()
+    path.write_bytes(good[:-1])
+    log = AuditLog(tmp_path, system)
+    write_lines(log, 1)
+    assert log.verify() == [] and log.head[0] == 4 and path.read_bytes().startswith(good)
+    log.close()
+
+    blank = good.rindex(b" ")
+    path.write_bytes(good[:blank] + b"\0" + good[blank + 1 :])
+    log = AuditLog(tmp_path, system)
+    write_lines(log, 1)
+    assert log.torn_bytes == 0 and next(one.line for one in log.verify()) == 3
+    log.close()
+
+
+def test_a_log_that_does_not_end_where_it_was_closed_is_refused(tmp_path, system):
+    """Lines cut off, the last one changed, something behind it: nothing is written."""
+    log = AuditLog(tmp_path, system)
+    write_lines(log, 3)
+    head = log.head
+    log.close()
+    path = tmp_path / "audit" / "audit.log"
+    good = path.read_bytes()
+    lines = good.splitlines(keepends=True)
+    other = lines[2].replace(b'"hash":"', b'"hash":"0')[:-4] + b'"}\n'
+    for data, reason in (
+        (lines[0] + lines[1], "ends at line 2, it was closed at line 3"),
+        (b"", "ends at line 0, it was closed at line 3"),
+        (lines[0] + lines[1] + other, "the last line is not the one"),
+        (good + b"garbage", "the last line is not the one"),
+    ):
+        path.write_bytes(data)
+        for readonly in (True, False):
+            with pytest.raises(DamagedFile, match=reason):
+                AuditLog(tmp_path, system, readonly=readonly, closed=head)
+        assert path.read_bytes() == data
+    path.write_bytes(good)
+    AuditLog(tmp_path, system, closed=head).close()
 
 
 def test_damage_in_the_middle_does_not_stop_the_log(tmp_path, system):
@@ -183,9 +228,10 @@ def test_a_crash_between_the_two_steps_of_rotation_loses_nothing(tmp_path, syste
 def test_recovery_lines_name_ledger_session_and_cause(tmp_path, system):
     """What opening a session set right."""
     log = AuditLog(tmp_path, system)
-    record = log.append_recovery("trade", "2013-10-07", "seal", 12)
+    where = {"ledger": "trade", "session": "2013-10-07"}
+    record = log.append_recovery(where, "seal", "cleared 12 cells")
     assert record.op == "recovery" and record.cause == "seal" and "12" in record.result
-    assert record.range == {"ledger": "trade", "session": "2013-10-07"}
+    assert record.range == where
     log.close()
     with pytest.raises(StateReadOnly):
         log.append("clear", ANN)

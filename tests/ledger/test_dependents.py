@@ -37,7 +37,9 @@ def behind(state: State, column: Column, symbol: int, *minutes: int) -> dict[tup
     """(column, symbol) -> minutes behind some cells."""
     cells: Masks = {column: np.zeros((3, 390), dtype=bool)}
     cells[column][symbol, list(minutes)] = True
-    found = dependents(state, SEQ, cells)
+    found: Masks = {}
+    for _ in dependents(state, SEQ, cells, found):
+        pass
     return {
         (other, int(one)): np.flatnonzero(mask[one]).tolist()
         for other, mask in found.items()

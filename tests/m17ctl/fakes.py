@@ -92,7 +92,11 @@ class FakeConnection(Connection):
         lease_s: float = 30.0,
         idle_s: float | None = None,
     ) -> Iterator[SubscribeReply | Event]:
-        yield from self._pieces(SubscribeRequest(topics=list(topics)), None)
+        request = SubscribeRequest(topics=list(topics), from_seq=from_seq, epoch=epoch)
+        for one in self._pieces(request, None):
+            if isinstance(one, BaseException):
+                raise one
+            yield one
 
     def close(self) -> None:
         self.closed = True

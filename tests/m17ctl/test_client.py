@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
+import random
 import socket
+import struct
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
 import zmq
 
+from ledger.columns import Column, LedgerKind
 from m17ctl.client import (
     Client,
     DaemonUnreachable,
@@ -21,6 +25,7 @@ from m17ctl.client import (
     RemoteFailure,
     TimedOut,
     rows_of_slab,
+    slab_dtype,
 )
 from m17d.outcomes import Event, Progress, SubscribeReply
 from m17d.protocol import (
@@ -33,7 +38,7 @@ from m17d.protocol import (
     RowRequest,
     SessionsListRequest,
 )
-from m17d.replies import PingReply, RowReply
+from m17d.replies import ROW_HEADER_FORMAT, SLOT_FORMAT, BulkReply, PingReply, RowReply
 from tests.m17d.wire_daemon import (
     BULK_PIECES,
     SLAB_ROWS,
@@ -236,6 +241,30 @@ def test_stream_yields_pieces_and_slabs_unpack(daemon: ThreadDaemon) -> None:
     assert (len(rows[0].slots), len(rows[0].slots[0])) == (4, 10)
     with pytest.raises(ValueError, match="announced"):
         next(rows_of_slab(pieces[0][0], b"short"))
+
+
+def test_numpy_reads_a_slab_as_the_tuples_do() -> None:
+    """Every field of random rows of both ledgers is the same by either way, and a slab of another size is refused."""
+    for ledger in LedgerKind:
+        columns = [column for column in Column if column.ledger is ledger]
+        row_format = ROW_HEADER_FORMAT + SLOT_FORMAT * len(columns)
+        size = struct.calcsize(row_format)
+        slab = random.Random(17).randbytes(5 * size)
+        reply = BulkReply(
+            ledger=ledger,
+            session="2013-10-07",
+            rows=5,
+            row_bytes=size,
+            row_format=row_format,
+            columns=columns,
+            symbols={},
+        )
+        found = np.frombuffer(slab, dtype=slab_dtype(reply, slab))
+        for row, tuples in zip(found, rows_of_slab(reply, slab), strict=True):
+            assert (row["symbol_id"], row["minute_idx"], row["start_ts"], row["end_ts"]) == tuples[:4]
+            assert [tuple(row[column].tolist()) for column in columns] == list(tuples.slots)
+        with pytest.raises(ValueError, match="announced"):
+            slab_dtype(reply, slab[1:])
 
 
 def test_stream_that_is_left_early_is_cancelled(daemon: ThreadDaemon) -> None:

@@ -157,7 +157,11 @@ def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
             BackupRequest(directory="/backups/monday"),
             BackupReply(directory="/backups/monday", files=3, bytes=4096, seconds=1.5),
         ),
-        (("gc", "--dry-run"), GcRequest(dry_run=True), GcReply(removed=Orphans(files=1), dry_run=True)),
+        (
+            ("gc", "--dry-run"),
+            GcRequest(dry_run=True),
+            GcReply(removed=Orphans(files=1), retired=Orphans(), dry_run=True),
+        ),
     ],
     ids=lambda value: " ".join(value[:3]) if isinstance(value, tuple) else "",
 )

@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
+import io
 import json
 import struct
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
 import pytest
 
 from ledger.columns import Column, LedgerKind
+from m17ctl.main import run
+from m17ctl.terminal import Terminal
 from m17d.outcomes import (
     AuditReply,
     DigestReply,
     DoctorReply,
     EngineReply,
     EnginesReply,
-    Event,
     Finding,
     MetricsReply,
     OperationRecord,
     Orphans,
     RegionReply,
     RegionsReply,
-    SubscribeReply,
     VerifyReply,
 )
 from m17d.protocol import (
@@ -45,7 +47,6 @@ from m17d.protocol import (
     RowsRequest,
     SessionsListRequest,
     StatusRequest,
-    SubscribeRequest,
     SymbolsListRequest,
     SymbolsResolveRequest,
     VerifyRequest,
@@ -67,12 +68,13 @@ from m17d.replies import (
     SessionReply,
     SessionsReply,
     SourceReply,
+    Space,
     StatusReply,
     SymbolReply,
     SymbolsReply,
     WhyReply,
 )
-from tests.m17ctl.fakes import MINUTE_NS, OPEN_NS, counts, m17ctl, row, slot
+from tests.m17ctl.fakes import MINUTE_NS, OPEN_NS, FakeConnection, counts, m17ctl, row, slot
 
 SOURCE = SourceReply(
     dataset="us_stocks_sip/trades_v1",
@@ -96,6 +98,7 @@ STATUS = StatusReply(
     columns={Column.TRADE_REF: counts(filled=365, empty=25)},
     engines={"trade_flatfile": EngineState(state="degraded", detail="a file is damaged", backlog=25)},
     sources=[SOURCE],
+    space=Space(free_bytes=3 << 30, session_bytes=300 << 20, runway_days=10.2),
     warnings=["12.0 % of trades share their time with a quote"],
 )
 COVERAGE = CoverageReply(
@@ -136,11 +139,16 @@ LINEAGE = LineageReply(
                 artifact_uri="trade/a.parquet#rows=1-2",
                 source=SOURCE,
                 rows=(1, 2),
+                record_count=1,
+                lead_rows=7,
+                first_ts=OPEN_NS + 12_000_345,
+                last_ts=OPEN_NS + 12_000_345,
                 current=False,
             )
         ],
     ),
     complete=False,
+    left_out=1_200,
 )
 ENGINE = EngineReply(name="quote", state="paused", detail="", backlog=3, since_ns=OPEN_NS, paused_by="ana: outage")
 REGION = RegionReply(
@@ -248,6 +256,16 @@ def test_status_begins_with_the_verdict_and_names_what_is_wrong() -> None:
     assert any(line.split()[:3] == ["trade_ref", "93.6", "%"] for line in lines)
     assert any(line.startswith("trade_flatfile  degraded") for line in lines)
     assert any("line 9: not a number" in line for line in lines)
+
+
+def test_status_draws_how_far_columns_lay_behind() -> None:
+    """Now, at most, and a line of the last minutes; nothing where none did."""
+    late = msgspec.structs.replace(STATUS, lags={Column.QUOTE_REF: [0.0, 3.5, 7.0, 4.0]})
+    ran = m17ctl(late, "status", width=80)
+    line = next(line for line in ran.out.splitlines() if line.startswith("quote_ref") and "min" in line)
+    assert line.split("  ") == ["quote_ref", "4 min 0 s", "7 min 0 s", " ▄█▅"]
+    assert "behind" in ran.out
+    assert "behind" not in m17ctl(STATUS, "status", width=80).out
 
 
 def test_status_exits_3_only_when_asked_and_only_for_trouble() -> None:
@@ -397,7 +415,9 @@ def test_lineage_is_a_tree() -> None:
         "├─ recipe nbbo nearest-side",
         "└─ trade_ref AIG 2013-10-07T09:30  filled  changed since",
         "   ├─ artifact trade/a.parquet#rows=1-2",
-        "   └─ source us_stocks_sip/trades_v1 2013-10-07  trades.csv.gz rows 1 to 2",
+        "   └─ source us_stocks_sip/trades_v1 2013-10-07  trades.csv.gz",
+        "      1 of its rows: AIG, SIP time 09:30:00.012000345 to 09:30:00.012000345, and 7 of the minute before the open",
+        "1,200 further cells are not shown: ask for a shorter window",
         "not complete: a cell marked 'changed since' is not the one it was made from",
     ]
 
@@ -434,24 +454,7 @@ def test_audit_is_one_record_a_line_and_a_broken_chain_exits_1() -> None:
     broken = AuditReply(records=[record], chain="broken at record 1")
     assert m17ctl(broken, "audit", "--verify").code == 1
     text = m17ctl(AuditReply(records=[record]), "audit").out
-    assert text == '2013-10-07T09:30  ana  clear  cause="bad prints"\n'
-
-
-def test_watch_prints_events_and_says_what_was_lost() -> None:
-    """One event a line; the subscription's own answer is none."""
-    events = [
-        SubscribeReply(epoch="e", seq=4, lease_ms=30_000, resync=True),
-        Event(seq=4, ts=OPEN_NS, topic="engine", facts={"engine": "quote", "state": "idle"}),
-        Event(seq=9, ts=OPEN_NS, topic="region", facts={"id": 3}, lost=4),
-        Event(seq=10, ts=OPEN_NS, topic="region"),
-    ]
-    ran = m17ctl(lambda request: events, "--json", "watch", "--topics", "engine,region", "--count", "2")
-    assert ran.asked == [SubscribeRequest(topics=["engine", "region"])]
-    assert [json.loads(line)["seq"] for line in ran.out.splitlines()] == [4, 9]
-    text = m17ctl(lambda request: events, "watch")
-    assert text.out.splitlines()[0] == "2013-10-07T09:30  engine  engine=quote state=idle"
-    assert "4 events before this one were lost" in text.err
-    assert "earlier events are gone" in text.err
+    assert text == "2013-10-07T09:30  ana  clear  cause: bad prints\n"
 
 
 def test_doctor_answers_while_the_daemon_is_down() -> None:
@@ -467,3 +470,37 @@ def test_doctor_answers_while_the_daemon_is_down() -> None:
     assert well.asked == [DoctorRequest()]
     assert (well.code, "nothing to complain about" in well.out) == (0, True)
     assert m17ctl(DoctorReply(facts={}, findings=[Finding(code="space", message="low")]), "doctor").code == 1
+
+
+def test_engines_at_work_show_how_far_they_are() -> None:
+    """Share and total in the engine's unit, and the time that is left; nothing where nothing is to do."""
+    working = EngineReply(name="nbbo", state="running", backlog=2, done=450, total=1_500, unit="cells", eta_s=75.2)
+    out = m17ctl(EnginesReply(engines=[working, ENGINE]), "engines", "list").out.splitlines()
+    assert "30.0 % of 1,500 cells" in out[1] and "1 min 15 s" in out[1]
+    assert "%" not in out[2]
+    assert "2013-10-07" in out[2] and "…" not in "".join(out)
+
+
+def test_the_zone_is_asked_for_before_a_stream_and_never_inside() -> None:
+    """A request in the middle of a stream would read past its pieces."""
+    order: list[str] = []
+
+    def pieces(request: Request) -> Iterator[RowsReply]:
+        for at in range(2):
+            order.append(f"piece {at}")
+            yield RowsReply(rows=[row(at)])
+
+    class Watched(FakeConnection):
+        def call(self, request: Request, **given: Any) -> Any:
+            order.append(type(request).__name__)
+            return super().call(request, **given)
+
+        def stream(self, request: Request, **given: Any) -> Iterator[Any]:
+            yield from pieces(request)
+
+    out = io.StringIO()
+    terminal = Terminal(out, out, environment={}, is_terminal=False, interactive=False)
+    code = run(
+        ("rows", "AIG", "2013-10-07"), terminal=terminal, connect=lambda _path, _s: Watched(lambda _request: None)
+    )
+    assert (code, order) == (0, ["HelloRequest", "piece 0", "piece 1"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from datetime import UTC
 
 import pytest
@@ -20,9 +21,11 @@ from m17ctl.formats import (
     zone_of,
 )
 from m17ctl.heatmap import glyph, heat_map
+from m17ctl.invocation import Invocation
 from m17ctl.options import make_range, range_words
-from m17ctl.render import cell_width, counts_table, fields, progress_line, shorten, sparkline, table, tree
+from m17ctl.render import busy_columns, cell_width, counts_table, fields, progress_line, shorten, sparkline, table, tree
 from m17ctl.terminal import Terminal
+from m17d.outcomes import Progress
 from tests.m17ctl.fakes import MINUTE_NS, OPEN_NS, counts
 
 NEW_YORK = zone_of("XNYS")
@@ -221,12 +224,25 @@ def test_color_only_on_a_terminal_that_wants_it() -> None:
         terminal = Terminal(
             io.StringIO(), io.StringIO(), io.StringIO(), environment=environment, is_terminal=is_terminal
         )
-        return terminal.paint("x", "red")
+        return terminal.paint("x", "trouble")
 
-    assert painted({}, True) == "\x1b[31mx\x1b[0m"
+    assert painted({}, True) == "\x1b[1;91mx\x1b[0m"
     assert painted({"NO_COLOR": "1"}, True) == "x"
     assert painted({"TERM": "dumb"}, True) == "x"
     assert painted({}, False) == "x"
+
+
+@pytest.mark.parametrize("environment", [{}, {"NO_COLOR": "1"}])
+def test_a_painted_sentence_breaks_between_words_as_a_plain_one(environment: dict[str, str]) -> None:
+    """Every line has the colour of the whole, and none is longer than the terminal."""
+    out, verdict = io.StringIO(), "415 suspect cells; 2 sources are damaged; 3 sources are waiting for their files"
+    terminal = Terminal(out, io.StringIO(), io.StringIO(), environment=environment, is_terminal=True, width=40)
+    terminal.line(terminal.paint(verdict, "trouble"))
+    lines = out.getvalue().splitlines()
+    plain = [re.sub("\x1b\\[[0-9;]*m", "", line) for line in lines]
+    assert max(map(len, plain)) <= 40
+    assert " ".join(line.strip() for line in plain) == verdict
+    assert all(line == (terminal.paint(text, "trouble")) for line, text in zip(lines, plain, strict=True))
 
 
 def test_a_terminal_without_shades_gets_plain_characters() -> None:
@@ -242,3 +258,54 @@ def test_a_range_is_pasted_as_it_was_given() -> None:
     """Globs are quoted, so that the shell leaves them alone."""
     asked = make_range("2013-10-07", "10:15", None, "O:TWX*")
     assert range_words(asked) == "--session 2013-10-07 --from 10:15 --symbols 'O:TWX*'"
+
+
+def test_what_a_line_is_about_is_cut_last() -> None:
+    """The text at the end gives way first, then the widest others; leading columns only when all else is narrow."""
+    rows = [["2013-10-07", "us_options_opra/quotes_v1", "waiting", "a reason that is much too long for the line"]]
+    lines = table(("session", "source", "state", "detail"), rows, width=64, right="", keep=3)
+    assert lines[1] == "2013-10-07  us_options_opra/quotes_v1  waiting  a reason that i…"
+    lines = table(("session", "source", "state", "detail"), rows, width=36, right="", keep=1)
+    assert lines[1].startswith("2013-10-07  ")
+    assert all(cell_width(line) <= 36 for line in lines)
+
+
+def test_columns_that_say_nothing_are_left_out() -> None:
+    """Nothing and noughts say nothing; the first columns always stay."""
+    rows = [["a", "0", "", "0", "x"], ["b", "0", "", "3", ""]]
+    assert busy_columns(("n", "o", "p", "q", "r"), rows, always=2) == [0, 1, 3, 4]
+
+
+def test_prose_breaks_between_words_and_commands_do_not() -> None:
+    """On a terminal; a table's line, a tree, a path that fits nowhere and a command to paste stay in one piece."""
+    out = io.StringIO()
+    terminal = Terminal(out, out, is_terminal=True, interactive=False, width=20, environment={"NO_COLOR": "1"})
+    whole = (
+        "m17ctl why trade_ref --session 2013-10-07",
+        "├─ artifact trade/2013-10-07/x.parquet",
+        "a  b  cccccccccccccccccccccc d",
+    )
+    for line in ("  one two three four five", *whole, "see /a/path/that/is/longer/than/a/line"):
+        terminal.line(line)
+    assert out.getvalue().splitlines() == [
+        "  one two three four",
+        "    five",
+        *whole,
+        "see /a/path/that/is/longer/than/a/line",
+    ]
+
+
+def test_progress_says_how_fast_and_how_long_still() -> None:
+    """From when the work began; work that begins anew counts anew."""
+    err = io.StringIO()
+    clock = iter([0.0, 10.0, 20.0, 20.0, 25.0])
+    terminal = Terminal(io.StringIO(), err, io.StringIO(), is_terminal=True, interactive=True, width=100)
+    invocation = Invocation(terminal, lambda _path, _seconds: pytest.fail("nobody is asked"))
+    invocation.now = lambda: next(clock)
+    invocation.show_progress(Progress(done=0, total=400, unit="rows"))
+    invocation._began_s = 0.0
+    invocation.show_progress(Progress(done=100, total=400, unit="rows"))
+    assert "100/400 rows  25.0 %  10/s  30 s left" in err.getvalue().splitlines()[-1]
+    invocation.show_progress(Progress(done=0, total=50, unit="files"))
+    invocation.show_progress(Progress(done=25, total=50, unit="files"))
+    assert "25/50 files  50.0 %  5.0/s  5 s left" in err.getvalue().split("\r")[-1]

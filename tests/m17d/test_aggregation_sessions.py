@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -14,13 +16,42 @@ from tests.m17d.test_real_sessions import DATA, session_digest
 
 pytestmark = pytest.mark.skipif(not DATA.exists(), reason="the shared market data is not beside the project")
 
+README = Path(__file__).resolve().parents[2] / "README.md"
 ENGINES = "[engines.nbbo]\n[engines.aggregation]"
 
 
-def test_stocks_without_options_have_every_window_and_a_second_run_changes_nothing(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def stocks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """AIG, BAC and IBM on 2013-10-07 with all their windows."""
+    folder = tmp_path_factory.mktemp("stocks")
+    configure(folder, STOCKS, nbbo=ENGINES)
+    fill(folder)
+    return folder
+
+
+def test_the_readers_example_in_the_readme_runs_and_never_looks_ahead(
+    stocks: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Typed as it stands there, beside the state: trades by minute, and each trade with the newest window that had ended."""
+    (code,) = re.findall(r"^```python\n(import ledger.*?)^```", README.read_text(), re.MULTILINE | re.DOTALL)
+    monkeypatch.chdir(stocks)
+    names: dict[str, Any] = {}
+    exec(compile(code, str(README), "exec"), names)
+    printed = capsys.readouterr().out
+    assert "shape: (390, 2)" in printed and "shape: (25_258, 3)" in printed
+    with ledger.open("ledger.state", readonly=True) as state:
+        trades = state.scan("trade_ref", symbols="AIG", sessions=STOCKS)
+        known = state.join_aggregates(trades, "aggs_5m", metrics=["underlying_dollar_value_total"]).collect()
+        open_ns = state.calendar.times(STOCKS).open_ns
+    late = known.filter(pl.col("sip_timestamp") >= open_ns + 5 * 60_000_000_000)
+    assert late["aggs_5m_underlying_dollar_value_total"].null_count() == 0
+    assert (late["aggs_5m_available_ns"] <= late["sip_timestamp"]).all()
+    assert known.height - late.height == known["aggs_5m_available_ns"].null_count() > 0
+
+
+def test_stocks_without_options_have_every_window_and_a_second_run_changes_nothing(stocks: Path) -> None:
     """All windows filled, short ones flagged, the minutes' dollar value that of the trades; then nothing moves."""
-    configure(tmp_path, STOCKS, nbbo=ENGINES)
-    fill(tmp_path)
+    tmp_path = stocks
     for column, length in AGGREGATE_MINUTES.items():
         for symbol, cells in slots(tmp_path, STOCKS, column).items():
             assert (cells["status"] == Status.FILLED).all(), symbol

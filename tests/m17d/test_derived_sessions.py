@@ -93,7 +93,7 @@ def stocks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("option_rows", ["chain", "contract"])
+@pytest.mark.parametrize("option_rows", ["chain", pytest.param("contract", marks=pytest.mark.slow)])
 def test_every_aggressor_is_filled_and_the_digest_does_not_depend_on_the_workers(
     option_rows: str, tmp_path: Path
 ) -> None:
@@ -190,6 +190,8 @@ def test_a_cleared_minute_with_cascade_remakes_exactly_what_was_made_from_it(
     where = protocol.Range(session=STOCKS, from_ts="10:00", to_ts="10:01", symbols="AIG")
     with served(stocks) as client:
         until_whole(client, STOCKS)
+        warnings = client.call(protocol.StatusRequest()).warnings
+        assert [one for one in warnings if "share their exact time with a quote" in one], warnings
         request = protocol.ClearRequest(columns=[column], range=where, cause="test", cascade=True)
         reply = client.call(request)
         assert isinstance(reply, outcomes.OperationReply)

@@ -169,16 +169,37 @@ def test_missing_quotes_of_the_underlying_block_until_they_are_accepted_as_absen
         where = protocol.Range(session=NO_QUOTES, symbols="GOOG")
         client.call(protocol.AcceptRequest(range=where, columns=[Column.QUOTE_REF], cause="never published"))
         until_filled(client, NO_QUOTES)
+        why = client.call(protocol.WhyRequest(columns=[GREEKS], range=protocol.Range(session=NO_QUOTES)))
+        useless = next(group for group in why.groups if group.cause == "unusable")
+        assert useless.rows == {"rows": 581, "usable": 0, "no_underlying": 581}
+        assert useless.detail.endswith("quote_ref of GOOG has no rows there")
+        assert useless.remedy == f"m17ctl why quote_ref --session {NO_QUOTES} --symbols 'GOOG'"
     frame = rows_of(tmp_path, NO_QUOTES)
     assert frame.height > 0
     assert set(frame["flags"]) == {int(GreeksFlag.NO_UNDERLYING)}
     assert not frame["usable"].any()
 
 
-def test_options_on_an_index_are_filled_and_flagged(tmp_path: Path) -> None:
-    """SPXW: no dataset covers SPX, so nothing is waited for and no row is usable."""
-    configure(tmp_path, INDEX, nbbo=ENGINES)
+def test_options_on_an_index_are_filled_and_flagged_and_why_names_the_index(tmp_path: Path) -> None:
+    """SPXW: no dataset covers SPX, so nothing is waited for and no row is usable, nor any of the aggregates on SPX."""
+    configure(tmp_path, INDEX, nbbo=f"[engines.nbbo]\n{ENGINES}\n[engines.aggregation]")
     fill(tmp_path)
+    with served(tmp_path) as client:
+        columns = [GREEKS, Column.AGGS_5M, Column.AGGRESSOR_REF]
+        why = client.call(protocol.WhyRequest(columns=columns, range=protocol.Range(session=INDEX)))
+        said = {(group.columns[0], group.cause): group for group in why.groups}
+        quality = client.call(protocol.CoverageRequest(session=INDEX, quality=True)).quality
+    greeks, windows = said[GREEKS, "unusable"], said[Column.AGGS_5M, "unusable"]
+    assert (greeks.cells, greeks.rows) == (390, {"rows": 1802, "usable": 0, "no_underlying": 1802})
+    assert greeks.detail.endswith("quote_ref of SPX is in no dataset") and not greeks.remedy
+    assert windows.detail.startswith("left_out_no_spot") and windows.detail.endswith(
+        "quote_ref of SPX is in no dataset"
+    )
+    assert windows.rows == {"rows": 8940, "usable": 0, "left_out_no_spot": 8940}
+    sides = said[Column.AGGRESSOR_REF, "partly_usable"].rows
+    assert (sides["rows"] - sides["usable"], sides["locked"]) == (sides["unknown_side"], 13)
+    assert quality[GREEKS] == {"rows": 1802, "usable_rows": 0, "no_underlying": 1802}
+    assert quality[Column.AGGRESSOR_REF]["usable_rows"] == 1760
     frame = rows_of(tmp_path, INDEX)
     assert usable(frame) == {"SPXW": (0, 1802)}
     assert set(frame["flags"]) == {int(GreeksFlag.NO_UNDERLYING)}

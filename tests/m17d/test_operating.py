@@ -15,6 +15,7 @@ from m17ctl.errors import RemoteFailure
 from m17d import outcomes, protocol, replies
 from tests.m17d import flat_files
 from tests.m17d.test_daemon import start, wait_for
+from tests.m17d.test_server import Wire
 
 SESSION = "2013-05-01"
 TRADES = [Column.TRADE_REF]
@@ -105,6 +106,23 @@ def test_cleared_range_is_filled_again_with_equal_content_and_a_higher_version(c
     assert isinstance(after.payload, dict)
 
 
+def test_mutation_may_wait_for_the_disk_and_a_repeat_of_it_too(client: Client, root: Path) -> None:
+    """The reply says that its effect is durable; sent again, it is the same answer, as durable."""
+    whole(client)
+    chosen = protocol.Range(session=SESSION, from_ts="10:00", to_ts="10:01", symbols="BBB")
+    request = protocol.ClearRequest(columns=TRADES, range=chosen, cause="test")
+    with Wire(root / "ledger.state" / "m17d.sock") as wire:
+        for number, replayed in ((1, False), (2, True)):
+            wire.send(request, number, key="durable-clear", durable=True)
+            seen = []
+            while not seen or seen[-1].more:
+                seen.append(wire.receive()[0])
+            assert [(one.kind, one.durable, one.replayed) for one in seen] == [
+                ("clear", True, replayed), ("end", True, replayed),
+            ]  # fmt: skip
+    whole(client)
+
+
 def test_refresh_keeps_the_old_payload_readable_until_the_new_one_is_there(client: Client) -> None:
     """Wanted cells stay filled, and equal content only takes the mark away."""
     whole(client)
@@ -168,9 +186,10 @@ def test_region_is_worked_first_and_retires_by_itself(client: Client) -> None:
     )
     assert (reply.minutes, reply.priority) == (30, 9)
     end = time.monotonic() + 10
-    while client.call(protocol.PriorityShowRequest(id=reply.id)).state != "complete":
+    while (now := client.call(protocol.PriorityShowRequest(id=reply.id))).state != "complete":
         assert time.monotonic() < end
         time.sleep(0.1)
+    assert now.whole == {Column.TRADE_REF: 30}
 
 
 def test_absent_source_is_declared_by_accept(client: Client) -> None:
@@ -222,12 +241,16 @@ def test_refusals_carry_their_code_and_a_hint(client: Client, request_: protocol
     assert refusal.value.hint
 
 
-def test_export_writes_the_rows_of_the_cells_and_with_extended_those_outside(root: Path, tmp_path: Path) -> None:
+def test_export_writes_the_rows_of_the_cells_and_with_extended_those_outside(
+    client: Client, root: Path, tmp_path: Path
+) -> None:
     """The file has the rows that the cells name, in their order, and on request the artifact's rows outside the session."""
     import polars as pl
 
     from m17ctl.main import run as m17ctl
 
+    # What the tests before this one cleared may be on its way yet.
+    whole(client)
     socket = str(root / "ledger.state" / "m17d.sock")
     for options, rows in (([], 39), (["--extended"], 40)):
         out = tmp_path / f"rows{rows}.parquet"

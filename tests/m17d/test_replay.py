@@ -15,19 +15,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 from websockets.asyncio.client import connect
+from websockets.asyncio.server import ServerConnection
 from websockets.exceptions import ConnectionClosed
 
-from engines.feeds.closed_minutes import ClosedMinute, FeedMessage, FeedState, Gap
+from engines.feeds.feed_messages import FEED_BEGAN, FeedMessage, FeedState, Gap, SpooledRows
 from engines.feeds.flatfile import read_batches
 from engines.feeds.json_pages import PageSource
-from engines.feeds.minute_builder import group_of
 from engines.feeds.option_chain import fetch_chain
 from engines.feeds.pass_report import PassReport
 from engines.feeds.rest_rows import fetch_rows
-from engines.feeds.stream import StreamClient, StreamSettings
+from engines.feeds.spooled_rows import Spooled
+from engines.feeds.stream import StreamClient
+from engines.feeds.stream_settings import StreamSettings
 from engines.feeds.treasury_yields import fetch_yields
 from ledger.columns import Dataset
 from m17d.replay import ReplayServer, ReplaySettings
@@ -47,8 +50,8 @@ HEADERS = {
     "sip_timestamp",
 }
 CONTRACTS = ("O:AIG131019C00050000", "O:AIG131019P00050000", "O:SPXW131019C01700000")
-VARIABLE = ("participant_timestamp", "correction")
-"""Columns that the websocket does not carry."""
+VARIABLE = ("participant_timestamp", "correction", "id")
+"""Columns that the websocket does not carry; a contract's trades get an id of their sequence."""
 
 
 def write_market(folder: Path) -> None:
@@ -98,11 +101,12 @@ def settings(market: Path) -> ReplaySettings:
 
 def from_file(market: Path, dataset: Dataset) -> pl.DataFrame:
     """The rows of a file."""
-    return pl.concat(read_batches(file_of(market, dataset, SESSION), dataset, WINDOW, PassReport()))
+    frame = pl.concat(read_batches(file_of(market, dataset, SESSION), dataset, WINDOW, PassReport()))
+    return frame.cast({pl.Categorical: pl.String})
 
 
-async def played(settings: ReplaySettings, *, of_options: bool) -> list[FeedMessage]:
-    """Everything a client of the server is handed, until all was played."""
+async def played(settings: ReplaySettings, folder: Path, *, of_options: bool) -> list[FeedMessage]:
+    """Everything a client of the server says, until all was played; its rows are spooled into a folder."""
     messages: list[FeedMessage] = []
     done = asyncio.Event()
 
@@ -114,7 +118,7 @@ async def played(settings: ReplaySettings, *, of_options: bool) -> list[FeedMess
             StreamSettings(
                 f"ws://127.0.0.1:{server.port}/{'options' if of_options else 'stocks'}", "any-key", of_options,
                 trades=("*",), quotes=CONTRACTS if of_options else ("*",), refused_seconds=0.05,
-                backoff_max_seconds=0.05,
+                backoff_max_seconds=0.05, folder=str(folder), free_bytes_min=0,
             ),
             emit,
         )  # fmt: skip
@@ -135,19 +139,10 @@ async def played(settings: ReplaySettings, *, of_options: bool) -> list[FeedMess
 
 
 def rows_of(messages: list[FeedMessage], dataset: Dataset) -> pl.DataFrame:
-    """What the closed minutes of a dataset add up to; groups that came again replace what was there."""
-    cells: dict[tuple[int, str], pl.DataFrame] = {}
-    for minute in messages:
-        if isinstance(minute, ClosedMinute) and minute.dataset is dataset:
-            assert minute.whole
-            for key in [
-                k for k in cells if k[0] == minute.start_ns and (minute.groups is None or k[1] in minute.groups)
-            ]:
-                del cells[key]
-            frame = minute.frame().with_columns(group=pl.col("ticker").map_elements(group_of, pl.String))
-            for (group,), rows in frame.group_by("group", maintain_order=True):
-                cells[minute.start_ns, str(group)] = rows.drop("group")
-    return pl.concat(cells.values())
+    """What the spooled minutes of a dataset add up to, late rows included, redelivered ones once."""
+    paths = [Path(one.path) for one in messages if isinstance(one, SpooledRows) and one.dataset is dataset]
+    spooled = Spooled(paths, dataset)
+    return spooled.frame(np.ones(len(spooled.tickers), np.bool_))
 
 
 def same(live: pl.DataFrame, file: pl.DataFrame) -> bool:
@@ -168,33 +163,36 @@ def same(live: pl.DataFrame, file: pl.DataFrame) -> bool:
     ],
 )
 def test_live_equals_the_file_whatever_happens_on_the_way(
-    market: Path, settings: ReplaySettings, faults: str, of_options: bool
+    market: Path, settings: ReplaySettings, tmp_path: Path, faults: str, of_options: bool
 ) -> None:
     """Cut, repeated, late, garbled: the minutes add up to the rows of the files."""
-    messages = asyncio.run(played(replace(settings, faults=parse_faults(faults)), of_options=of_options))
+    messages = asyncio.run(played(replace(settings, faults=parse_faults(faults)), tmp_path, of_options=of_options))
 
     for dataset in (Dataset.OPTION_TRADES, Dataset.OPTION_QUOTES) if of_options else (
         Dataset.STOCK_TRADES, Dataset.STOCK_QUOTES
     ):  # fmt: skip
         assert same(rows_of(messages, dataset), from_file(market, dataset)), dataset
     last = [message for message in messages if isinstance(message, FeedState)][-1]
-    assert last.counts.rows_dropped == 0
-    assert (last.counts.rows_redelivered > 0) >= ("duplicate" in faults)
+    assert (last.counts.trades.dropped, last.counts.quotes.dropped) == (0, 0)
+    spooled = sum(one.rows for one in messages if isinstance(one, SpooledRows))
+    kept = 600 if of_options else 1600
+    assert spooled > kept if "duplicate" in faults else spooled >= kept
 
 
-def test_a_cut_is_a_gap_that_rest_fills_to_the_uncut_day(market: Path, settings: ReplaySettings) -> None:
-    """Windows from 10:00 to 10:10 are partial; with their rows over REST the day is whole."""
-    messages = asyncio.run(played(replace(settings, faults=parse_faults("cut=10:00-10:10")), of_options=False))
+def test_a_cut_is_a_gap_that_rest_fills_to_the_uncut_day(
+    market: Path, settings: ReplaySettings, tmp_path: Path
+) -> None:
+    """From 10:00 to 10:10 nothing comes, and the gap says so; with the rows over REST the day is whole."""
+    cut = replace(settings, faults=parse_faults("cut=10:00-10:10"))
+    messages = asyncio.run(played(cut, tmp_path, of_options=False))
     live = rows_of(messages, Dataset.STOCK_TRADES)
     whole = from_file(market, Dataset.STOCK_TRADES)
     assert live.height < whole.height
-    partial = {m.start_ns for m in messages if isinstance(m, ClosedMinute) and m.partial}
-    gap = next(m for m in messages if isinstance(m, Gap) and "cut" in m.reason and m.end_ns is not None)
+    gap = next(m for m in messages if isinstance(m, Gap) and m.reason != FEED_BEGAN and m.end_ns is not None)
     assert gap.end_ns is not None
     start, end = WINDOW.open_ns + 30 * 60 * 10**9, WINDOW.open_ns + 40 * 60 * 10**9
     assert gap.start_ns < start < end <= gap.end_ns
     begin, until = gap.start_ns - gap.start_ns % (60 * 10**9), gap.end_ns - gap.end_ns % (60 * 10**9) + 60 * 10**9
-    assert {begin, until - 60 * 10**9} <= partial
 
     refilled = asyncio.run(asked(settings, lambda source: [
         frame for ticker in ("AIG", "IBM")
@@ -202,7 +200,7 @@ def test_a_cut_is_a_gap_that_rest_fills_to_the_uncut_day(market: Path, settings:
     ]))  # fmt: skip
     kept = live.filter((pl.col("sip_timestamp") < begin) | (pl.col("sip_timestamp") >= until))
 
-    assert same(pl.concat([kept, *refilled]), whole)
+    assert same(pl.concat([kept, *refilled]).cast({pl.Categorical: pl.String}), whole)
 
 
 async def asked(settings: ReplaySettings, ask: Any) -> Any:
@@ -268,6 +266,41 @@ def test_the_protocol_speaks_as_the_feed_does(settings: ReplaySettings) -> None:
         "not authenticated", "authenticated", "subscribed to: T.*", "quotes of options have no wildcard",
         "invalid topic: X.Y", "unknown action 'dance'", "unsubscribed to: T.*",
     ]  # fmt: skip
+
+
+def test_from_the_answer_on_every_event_of_a_topic_is_sent(
+    settings: ReplaySettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A topic that comes while a slice of the day is being sent is in the rest of it: no event after its answer lacks."""
+    send = ServerConnection.send
+
+    async def slowly(self: ServerConnection, *arguments: Any, **more: Any) -> None:
+        await asyncio.sleep(0.005)
+        await send(self, *arguments, **more)
+
+    async def go() -> list[Any]:
+        heard: list[Any] = []
+        async with (
+            ReplayServer(replace(settings, frame_events=2)) as server,
+            connect(f"ws://127.0.0.1:{server.port}/stocks") as socket,
+        ):
+            await socket.send('{"action":"auth","params":"k"}')
+            await socket.send('{"action":"subscribe","params":"T.AIG"}')
+            while not any(each.get("status") == "end_of_session" for each in heard):
+                if sum(each["ev"] == "T" for each in heard) == 20:
+                    await socket.send('{"action":"subscribe","params":"T.IBM"}')
+                heard += json.loads(await asyncio.wait_for(socket.recv(), 10))
+        return heard
+
+    monkeypatch.setattr(ServerConnection, "send", slowly)
+    heard = asyncio.run(go())
+
+    answer = next(at for at, each in enumerate(heard) if each.get("message") == "subscribed to: T.IBM")
+    last = [each["t"] for each in heard[:answer] if each["ev"] == "T"][-1]
+    found = [each["t"] for each in heard if each.get("sym") == "IBM"]
+    everything = [(WINDOW.open_ns - 60_000_000_000) // MS + step // 2 * 18_274 for step in range(400)]
+    assert found == [at for at in everything if at >= last]
+    assert 0 < len(found) < 400
 
 
 def test_a_wrong_key_fails_and_is_closed(settings: ReplaySettings) -> None:

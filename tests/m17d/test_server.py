@@ -195,12 +195,22 @@ def test_long_mutation_that_is_sent_again_answers_the_newcomer(daemon: ThreadDae
     assert daemon.handler.applied == 1
 
 
+def test_no_piece_of_a_mutation_leaves_before_it_is_remembered(daemon: ThreadDaemon, wire: Wire) -> None:
+    """Whoever has heard a piece does not ask again, so a daemon killed behind it must know the answer."""
+    wire.send(BackupRequest(directory="/b"), 1, key="one")
+    while (envelope := wire.receive()[0]).kind == "progress":
+        pass
+    assert envelope.kind == "backup"
+    assert [key for _, key in daemon.handler.answers] == ["one"]
+
+
 def test_long_mutation_goes_on_without_its_reader(daemon: ThreadDaemon) -> None:
     """What a mutation does must not depend on who is listening."""
     with Wire(daemon.path) as wire:
         wire.send(BackupRequest(directory="/b"), 1, key="one")
         assert wire.receive()[0].kind == "progress"
-    assert eventually(lambda: daemon.handler.applied == 1)
+    assert eventually(lambda: bool(daemon.handler.answers))
+    assert daemon.handler.applied == 1
     with Wire(daemon.path) as wire:
         wire.send(BackupRequest(directory="/b"), 1, key="one")
         envelope, body = wire.receive()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,10 @@ import pytest
 import ledger
 from ledger.columns import Column, Source, Status
 from ledger.state import State
+from m17ctl.client import Client
+from m17d import protocol
 from tests.m17d import flat_files
+from tests.m17d.test_daemon import start, wait_for
 
 SESSION = "2013-05-06"
 """A Monday: Friday's curve holds."""
@@ -105,3 +110,35 @@ def test_damaged_file_of_curves_is_named_and_the_other_engines_go_on(root: Path)
     with ledger.open(root / "ledger.state", readonly=True) as state:
         rows = state.trade.session(state.calendar.session_seq(SESSION))
         assert (rows.slots(Column.TRADE_REF, np.array([state.symbols.resolve("AAA")]))["status"] == Status.FILLED).all()
+
+
+def test_a_lagging_curve_is_a_cause_and_a_damaged_file_is_forgiven_when_it_is_replaced(root: Path) -> None:
+    """While the daemon runs: `why` names the lag window by window, the state recovers with the file."""
+    write_curves(root, curve("2013-05-02", 1.0))
+    process = start(root)
+    try:
+        wait_for(process, root, "rf_rate")
+        with Client(root / "ledger.state" / "m17d.sock") as client:
+
+            def state() -> str:
+                listed = client.call(protocol.EnginesListRequest())
+                return next(one.state for one in listed.engines if one.name == "treasury")
+
+            def until(wanted: str) -> None:
+                end = time.monotonic() + 20
+                while state() != wanted:
+                    assert time.monotonic() < end
+                    time.sleep(0.1)
+
+            request = protocol.WhyRequest(columns=[Column.RF_RATE_REF], range=protocol.Range(session=SESSION))
+            lag = next(one for one in client.call(request).groups if one.cause == "lagging")
+            assert (lag.cells, lag.symbols) == (780, 2)
+            assert lag.detail.startswith("the curve of 2013-05-02 holds")
+            (root / "yields.json").write_text("{broken")
+            until("degraded")
+            write_curves(root, curve("2013-05-02", 1.0), curve("2013-05-03", 2.0))
+            until("idle")
+            assert "lagging" not in {one.cause for one in client.call(request).groups}
+    finally:
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0

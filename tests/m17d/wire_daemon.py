@@ -148,6 +148,13 @@ class CountingHandler:
             yield Progress(done=done, total=50, unit="files")
         self.applied += 1
         yield BackupReply(directory=request.directory, files=50, bytes=1, seconds=0.25)
+        # The end of it takes its time: what has been said must not have left before it is remembered.
+        time.sleep(0.01)
+        yield None
+
+    def durably(self, reply: Reply) -> Iterator[Piece]:
+        """The answer again; a line of the journal is as durable as it gets."""
+        yield Piece(reply, durable=True)
 
     def replayed(self, key: str, request: Request, peer: Peer) -> Reply | None:
         """The answer given under the key before."""

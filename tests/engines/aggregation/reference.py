@@ -105,7 +105,8 @@ def dip_p_value(x: Array) -> float:
     dip = engine_dip(x)
     if n <= 3 or 2 * n * dip <= 1.0 + 1e-9:
         return 1.0
-    table, sizes = np.array(dip_table.SCALED_QUANTILES), np.array(dip_table.SAMPLE_SIZES)
+    sizes = np.array(dip_table.SAMPLE_SIZES)
+    table = np.sqrt(sizes)[:, None] * np.array(dip_table.QUANTILES)
     levels = np.array(dip_table.PROBABILITIES)
     quantiles = np.array([np.interp(n, sizes, table[:, level]) for level in range(len(levels))])
     return float(1.0 - np.interp(math.sqrt(n) * dip, quantiles, levels))
@@ -231,7 +232,7 @@ def _side(side: str, inputs: SessionInputs, rows: list[tuple[int, float]]) -> di
     shares = {name: count / len(rows) if rows else NULL for name, count in seen.items()}
     first = {"below_intrinsic_pct": shares["below"]}
     if side == "calls":
-        first = {"dollar_value": math.fsum(notional) if rows else NULL}
+        first = {"dollar_value": math.fsum(notional) or NULL}
     mix = {
         "above_intrinsic_pct": shares["above"],
         "aggressor_unknown_pct": shares["unknown"],

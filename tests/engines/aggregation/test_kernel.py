@@ -105,6 +105,16 @@ def test_equal_values_have_no_spread_and_no_shape() -> None:
     assert math.isnan(row["calls_dadvv_cv"]) and math.isnan(row["calls_dadvv_bc"])
 
 
+def test_calls_that_were_given_away_have_no_dollar_value() -> None:
+    """A sum of 0 is null, as it always was; the trades count all the same."""
+    inputs = session(60, 60, minutes=5, seed=3)
+    inputs = replace(inputs, options=replace(inputs.options, price=np.zeros(60)))
+    tables = aggregate_session(inputs, 5)
+    _assert_equal(tables, inputs, 5, (0, 4))
+    row = dict(zip(METRICS, tables[5].metrics[0], strict=True))
+    assert math.isnan(row["calls_dollar_value"]) and row["calls_above_intrinsic_pct"] == 0.0
+
+
 @pytest.mark.parametrize("scale", [1e-150, 1e-30, 1e30, 1e70])
 def test_huge_and_tiny_values_stay_equal_to_the_second_implementation(scale: float) -> None:
     """Values far from one keep their digits as long as their fourth powers are numbers; beyond, the moment is null."""

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from engines.aggregation import dip_table
 from engines.aggregation.density import kernel_density, peaks
-from engines.aggregation.dip import THINNING_FROM, dip_p_value, p_value_of_dip
+from engines.aggregation.dip import THINNING_FROM, dip_p_value, dip_statistic, p_value_of_dip
 from engines.aggregation.moments import (
     M2,
     M3,
@@ -96,11 +96,30 @@ def test_dip_is_the_same_mirrored_shifted_and_stretched() -> None:
 def test_dip_p_value_meets_the_table_and_its_ends() -> None:
     """At a tabulated size and quantile the p-value is the level's; 1 for three values, 1 at the least dip, 0 far out."""
     row, level = dip_table.SAMPLE_SIZES.index(100), dip_table.PROBABILITIES.index(0.95)
-    assert p_value_of_dip(dip_table.SCALED_QUANTILES[row][level] / 10.0, 100) == pytest.approx(0.05)
+    assert p_value_of_dip(dip_table.QUANTILES[row][level], 100) == pytest.approx(0.05)
     assert p_value_of_dip(0.4, 3) == 1.0
     assert p_value_of_dip(1.0 / 12.0, 6) == 1.0
     assert p_value_of_dip(0.2, 1000) == 0.0
     assert p_value_of_dip(1e-4, 1_000_000) == 1.0
+
+
+@pytest.mark.parametrize("size", [4, 8, 30, 200])
+def test_the_published_table_is_that_of_uniform_samples(size: int) -> None:
+    """Of 60,000 samples, as many lie above each published quantile as its level says, within five standard errors."""
+    samples, row = 60_000, dip_table.SAMPLE_SIZES.index(size)
+    dips = _dips_of_uniform_samples(size, samples)
+    for level, quantile_of in zip(dip_table.PROBABILITIES[1:-1], dip_table.QUANTILES[row][1:-1], strict=True):
+        # Small samples have a smallest dip of positive probability: the level may fall inside that step.
+        tolerance = 5.0 * math.sqrt(level * (1.0 - level) * (1.0 / samples + 1e-6)) + 1.0 / samples
+        assert float((dips > quantile_of + 1e-9).mean()) <= 1.0 - level + tolerance
+        assert float((dips >= quantile_of - 1e-9).mean()) >= 1.0 - level - tolerance
+
+
+def _dips_of_uniform_samples(size: int, samples: int) -> np.ndarray:
+    # Partial sums of exponentials are a sorted uniform sample, stretched; the dip knows no scale.
+    rows = np.cumsum(np.random.default_rng(size).standard_exponential((samples, size)), axis=1)
+    work = np.zeros((4, size), dtype=np.int64)
+    return np.array([dip_statistic(x, size, work[0], work[1], work[2], work[3]) for x in rows])
 
 
 @pytest.mark.parametrize("size", [7, 40, 250, 3000])

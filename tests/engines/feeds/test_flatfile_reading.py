@@ -9,7 +9,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from engines.feeds.file_columns import columns_of, size_unit
+from engines.feeds.file_columns import columns_of, frame_types, size_unit
 from engines.feeds.flatfile import NeedsExactPass, PassReport, SourceDamaged, read_batches
 from engines.feeds.session_window import SessionWindow
 from ledger.columns import Dataset
@@ -83,7 +83,7 @@ def test_both_readers_give_the_same_typed_rows(tmp_path: Path, exact: bool) -> N
     """All columns in fixed order and type, absent and blank ones at their default."""
     lines = [trade(place) for place in range(20)] + [trade(20, conditions="", correction=1)]
     frame, report = read(write(tmp_path, "\n".join([OPTION_TRADES_7, *lines]) + "\n"), exact=exact)
-    assert dict(frame.schema) == columns_of(Dataset.OPTION_TRADES).types
+    assert dict(frame.schema) == frame_types(Dataset.OPTION_TRADES)
     assert frame.height == report.rows == report.rows_kept == report.rows_of_day == 21
     assert frame.row(0, named=True) == {
         "ticker": CONTRACT,

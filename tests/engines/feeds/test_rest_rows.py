@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 
 from engines.feeds.feed_errors import ReplyMalformed
-from engines.feeds.file_columns import columns_of
+from engines.feeds.file_columns import frame_types
 from engines.feeds.json_pages import PageSource
 from engines.feeds.option_chain import fetch_chain
 from engines.feeds.pass_report import PassReport
@@ -54,7 +54,7 @@ def test_trades_have_the_columns_of_the_file(dataset: Dataset) -> None:
     ticker = "O:TWX140621C00070000" if dataset.of_options else "AIG"
     (frame,) = fetched(dataset, ticker, lambda *_: page([trade(1, conditions=[12, 37], id="x", exchange=11), trade(2)]))
 
-    assert dict(frame.schema) == columns_of(dataset).types
+    assert dict(frame.schema) == frame_types(dataset)
     assert frame["conditions"].to_list() == ["12,37", ""]
     assert frame["id"].to_list() == ["x", ""]
     assert frame["sequence_number"].to_list() == ([0, 0] if dataset.of_options else [7, 7])
@@ -66,7 +66,7 @@ def test_quotes_have_the_columns_of_the_file() -> None:
     quote = {"sip_timestamp": START, "bid_price": 1.5, "bid_size": 3, "indicators": [604], "conditions": [1]}
     (frame,) = fetched(Dataset.STOCK_QUOTES, "AIG", lambda *_: page([quote]))
 
-    assert dict(frame.schema) == columns_of(Dataset.STOCK_QUOTES).types
+    assert dict(frame.schema) == frame_types(Dataset.STOCK_QUOTES)
     assert frame.select("bid_price", "ask_price", "conditions", "indicators").row(0) == (1.5, 0.0, "1", "604")
 
 

@@ -47,6 +47,13 @@ class Context:
     def log(self, level: str, message: str) -> None:
         """Nobody reads it."""
 
+    def changing(self, session: str, column: Column, symbol_ids: np.ndarray) -> np.ndarray | None:
+        """Nothing above is about to change."""
+
+    def is_settled(self, session: str, column: Column, symbol_ids: np.ndarray) -> bool:
+        """Nothing above changes."""
+        return True
+
     def regions(self, column: Column) -> list[Any]:
         """None."""
         return []
@@ -354,6 +361,7 @@ def test_every_computed_column_carries_its_meaning_and_unit(market: Market) -> N
     market.made(market.derivation(), "O:A", [0])
     (path,) = market.state.artifact_root.glob("greeks/*/*.parquet")
     schema = parquet.read_schema(path)
+    assert set(schema.names) == set(MEANINGS)
     for name, (meaning, unit) in MEANINGS.items():
         metadata = schema.field(name).metadata
         assert (metadata[b"meaning"].decode(), metadata[b"unit"].decode()) == (meaning, unit)

@@ -46,6 +46,7 @@ def measure() -> dict[str, Any]:
         polars_s.append(_seconds(lambda: with_polars(*frames)))
     kernel, polars = statistics.median(kernel_s), statistics.median(polars_s)
     value = polars / kernel
+    growth = {f"kernel_s_at_{TRADES // share}": _kernel_s(share) for share in (4, 2, 1)}
     return {
         "name": "aggressor_vs_polars",
         "value": round(value, 2),
@@ -59,8 +60,15 @@ def measure() -> dict[str, Any]:
             "trades": TRADES,
             "quotes": QUOTES,
             "instruments": INSTRUMENTS,
+            **growth,
         },
     }
+
+
+def _kernel_s(share: int) -> float:
+    """Median time of the kernel on one of so many parts of the rows."""
+    trades, quotes = market(TRADES // share, QUOTES // share, INSTRUMENTS)
+    return round(statistics.median(_seconds(lambda: classify(trades, quotes, POLICY)) for _ in range(ROUNDS)), 4)
 
 
 def market(trades: int, quotes: int, instruments: int) -> tuple[TradeArrays, QuoteArrays]:
@@ -88,7 +96,7 @@ def with_polars(trades: pl.DataFrame, quotes: pl.DataFrame) -> pl.DataFrame:
         on="sip_timestamp_ns",
         by="instrument",
         strategy="backward",
-        tolerance=POLICY.staleness_ns,
+        tolerance=POLICY.staleness_ns + 999,
         check_sortedness=False,
     )
     price, bid, ask, epsilon = pl.col("price"), pl.col("bid"), pl.col("ask"), POLICY.epsilon

@@ -9,10 +9,11 @@ import msgspec
 import numpy as np
 import polars as pl
 import pytest
+from pyarrow import parquet
 
 from engines.contract import Batch, Task, TaskFailed, Workplace
 from engines.derived_rows import RANGE, InputRows
-from engines.nbbo.compute import run
+from engines.nbbo.compute import MEANINGS, run
 from engines.nbbo.engine import CELL, NbboArguments, NbboDerivation, build
 from engines.nbbo.policy import NbboPolicy
 from engines.nbbo.print_classes import PrintTable
@@ -193,6 +194,46 @@ def test_eligible_prints_leave_cancelled_ones_out_and_take_prices_from_eligible_
     assert int(cells["record"]["content_hash"][1]) == no_rows_hash(PayloadKind.AGGRESSOR)
 
 
+def test_lee_ready_looks_back_over_equal_prices_within_the_minute(market: Market) -> None:
+    """Zero ticks have the side of the last tick of their own contract; a new minute begins with its stored price."""
+    prices = [10.0, 10.1, 10.1, 10.1, 10.0, 10.0]
+    for at, (price, previous) in enumerate(zip(prices, [None, *prices[:-1]], strict=True)):
+        market.trade("O:A140621C00010000", 3, at + 0.5, price, symbol="O:A", previous_price=previous)
+        market.trade(
+            "O:A140621P00010000", 3, at + 0.5, 20.0 - price, symbol="O:A", previous_price=previous and 20.0 - previous
+        )
+    market.trade("O:A140621C00010000", 4, 1.0, 10.0, symbol="O:A", previous_price=10.0)
+    market.trade("O:A140621C00010000", 4, 2.0, 10.2, symbol="O:A", previous_price=10.0)
+    rows, _ = market.compute(policy=NbboPolicy(policy="lee-ready"))
+    calls = rows.filter(pl.col("ticker").str.contains("C0"))
+    puts = rows.filter(pl.col("ticker").str.contains("P0"))
+    assert calls["side"].to_list() == ["unknown", *["buyer"] * 3, *["seller"] * 2, "unknown", "buyer"]
+    assert puts["side"].to_list() == ["unknown", *["seller"] * 3, *["buyer"] * 2]
+    assert calls["previous_price"].to_list() == [None, *prices[:-1], 10.0, 10.0], "the row keeps the price before it"
+    alone, _ = market.compute(policy=NbboPolicy(policy="lee-ready"), only=[1])
+    assert alone["side"].to_list() == ["unknown", "buyer"]
+    plain, _ = market.compute(policy=NbboPolicy())
+    assert plain.filter(pl.col("ticker").str.contains("C0"))["side"].to_list()[:6] == [
+        "unknown", "buyer", "unknown", "unknown", "seller", "unknown",
+    ]  # fmt: skip
+
+
+def test_lee_ready_looks_back_over_eligible_prints_only(market: Market) -> None:
+    """A print that sets no price is neither a tick nor a reason to forget one."""
+    late = {"conditions": "32"}  # sold out of sequence
+    for second, price, fields in (
+        (0.5, 10.0, {}),
+        (1.0, 10.1, {}),
+        (1.5, 9.0, late),
+        (2.0, 10.1, {}),
+        (2.5, 10.1, late),
+    ):
+        market.trade("A", 3, second, price, previous_price=10.0, **fields)
+    rows, _ = market.compute(policy=NbboPolicy(policy="lee-ready", prints="eligible"))
+    assert rows["sets_price"].to_list() == [True, True, False, True, False]
+    assert rows["side"].to_list() == ["unknown", "buyer", "seller", "buyer", "buyer"]
+
+
 def test_a_task_whose_prints_all_leave_writes_no_artifact(market: Market) -> None:
     """Nothing but no-rows cells, and no file."""
     market.trade("A", 2, 1.0, 9.5, correction=8)
@@ -200,6 +241,19 @@ def test_a_task_whose_prints_all_leave_writes_no_artifact(market: Market) -> Non
     assert rows.height == 0
     assert cells["flags"].tolist() == [1]
     assert not list(market.folder.glob("aggressor/**/*.parquet"))
+
+
+def test_every_column_carries_its_meaning_and_unit(market: Market) -> None:
+    """In the field metadata of the artifact, read as any reader of Parquet would."""
+    market.quote("A", 0, 0.0, 10.0, 10.2)
+    market.trade("A", 0, 0.5, 10.2)
+    rows, _ = market.compute()
+    (path,) = (market.folder / "aggressor").rglob("*.parquet")
+    schema = parquet.read_schema(path)
+    assert schema.names == list(rows.columns) and set(schema.names) == set(MEANINGS)
+    for name in schema.names:
+        metadata = schema.field(name).metadata
+        assert (metadata[b"meaning"].decode(), metadata[b"unit"].decode()) == MEANINGS[name]
 
 
 def test_a_missing_artifact_fails_the_task_with_what_to_do(market: Market) -> None:

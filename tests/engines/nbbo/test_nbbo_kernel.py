@@ -181,11 +181,24 @@ def test_offset_rounds_half_away_from_zero() -> None:
     assert _row(1e300, (1e-8, 2e-8))["offset_mid_bp"] == OFFSET_NULL
 
 
-@pytest.mark.parametrize(("age_ns", "in_force"), [(1000 * MS, True), (1000 * MS + 1, False)])
-def test_staleness_limit_is_inclusive_to_the_nanosecond(age_ns: int, in_force: bool) -> None:
-    """A quote exactly at the limit is in force; one nanosecond older is stale."""
-    row = _row(10.1, (10.0, 10.1), age_ns=age_ns)
-    assert (row["quote_index"] == 0) is in_force and row["quote_stale"] is not in_force
+@pytest.mark.parametrize(
+    ("age_ns", "staleness_ms", "in_force"),
+    [
+        (1000 * MS, 1000, True),
+        (1000 * MS + 999, 1000, True),
+        (1000 * MS + 1_000, 1000, False),
+        (1000 * MS - 1_000, 1000, True),
+        (MS, 1, True),
+        (MS + 1_000, 1, False),
+        (MINUTE, 60_000, True),
+        (MINUTE + 1, 60_000, False),
+    ],
+)
+def test_staleness_limit_is_inclusive_to_the_microsecond(age_ns: int, staleness_ms: int, in_force: bool) -> None:
+    """A quote at the limit is in force, one microsecond older is stale; at 60 s not one nanosecond more is an input."""
+    row = _row(10.1, (10.0, 10.1), age_ns=age_ns, staleness_ms=staleness_ms)
+    assert (row["quote_index"] == 0) is in_force
+    assert row["quote_stale"] is (not in_force and age_ns <= MINUTE)
     assert row["quote_age_ns"] == (age_ns if in_force else -1)
 
 

@@ -6,7 +6,9 @@ import math
 from fractions import Fraction
 from typing import Any
 
+import msgspec
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -33,7 +35,7 @@ def _one(trades: TradeArrays, i: int, quotes: QuoteArrays, policy: NbboPolicy) -
     }
     inputs = {j: t for j, t in times.items() if t >= (now // MINUTE_NS - 1) * MINUTE_NS}
     before = [j for j, t in inputs.items() if t < now or (t == now and policy.quote_tie == "at-or-before")]
-    quote = before[-1] if before and now - inputs[before[-1]] <= policy.staleness_ms * 1_000_000 else None
+    quote = before[-1] if before and (now - inputs[before[-1]]) // 1_000 <= policy.staleness_ms * 1_000 else None
     row: dict[str, Any] = {
         "side": Side.UNKNOWN,
         "method": Method.UNKNOWN,
@@ -177,3 +179,44 @@ def test_cell_alone_equals_cell_in_a_batch(market: tuple[TradeArrays, QuoteArray
         for name, array in alone._asdict().items():
             moved = np.append(np.flatnonzero(inputs), -1)[array] if name == "quote_index" else array
             np.testing.assert_array_equal(moved, getattr(together, name)[mine], err_msg=name)
+
+
+@pytest.mark.parametrize(("rule", "tie"), list(zip(Rule, ["at-or-before", "before"] * 2, strict=True)))
+def test_blocks_of_many_trades_equal_the_reference(rule: Rule, tie: str) -> None:
+    """Long runs are searched in four parts at once, with vector instructions over values that are no prices at all."""
+    policy = msgspec.convert({"policy": rule.value, "quote_tie": tie, "staleness_ms": 500}, NbboPolicy)
+    rng = np.random.default_rng(5)
+    # Dense and sparse, more than one block, without quotes, with quotes that all come too late or too early.
+    trade_counts, quote_counts = (300, 4200, 90, 80, 1, 3, 65), (150, 20, 250, 0, 10, 20, 30)
+    starts = (0, 0, 0, 0, 0, 30_000, -200_000)
+    trade_ts = [np.sort(rng.integers(0, 9000, count)) for count in trade_counts]
+    quote_ts = [
+        np.sort(rng.integers(start, start + 9000, count)) for start, count in zip(starts, quote_counts, strict=True)
+    ]
+    odd = np.array([math.nan, math.inf, -math.inf, 0.0, -0.01, 1e300])
+    size = sum(quote_counts)
+    bid = rng.integers(0, 12, size) / 100
+    ask = bid + rng.integers(-1, 4, size) / 100
+    for side in (bid, ask):
+        at = rng.random(size) < 0.1
+        side[at] = rng.choice(odd, int(at.sum()))
+    price = rng.integers(0, 24, sum(trade_counts)) / 200
+    price[rng.random(len(price)) < 0.02] = 1e12
+    trades = TradeArrays(
+        np.repeat(np.arange(7, dtype=np.int32), trade_counts),
+        OPEN_NS + np.concatenate(trade_ts) * 7 * MS,
+        price,
+        np.where(rng.random(len(price)) < 0.1, math.nan, np.roll(price, 1)),
+    )
+    quotes = QuoteArrays(
+        np.repeat(np.arange(7, dtype=np.int32), quote_counts),
+        OPEN_NS + np.concatenate(quote_ts) * 7 * MS,
+        bid,
+        ask,
+        rng.random(size),
+        rng.random(size),
+    )
+    columns = classify(trades, quotes, policy)
+    rows = classify_slowly(trades, quotes, policy)
+    for name, array in columns._asdict().items():
+        np.testing.assert_array_equal(array, np.array([row[name] for row in rows], array.dtype), err_msg=name)
