@@ -48,7 +48,7 @@ def morning(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield root
     finally:
         process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 0
+        assert process.wait(120) == 0
 
 
 def test_every_command_of_the_page_runs_and_says_what_is_shown(morning: Path) -> None:
@@ -64,7 +64,7 @@ def test_every_command_of_the_page_runs_and_says_what_is_shown(morning: Path) ->
             env=environment,
             capture_output=True,
             text=True,
-            timeout=90,
+            timeout=120,
             check=False,
         )
         said = done.stdout + done.stderr

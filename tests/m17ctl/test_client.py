@@ -72,7 +72,7 @@ def answering(path: Path, reply: dict[str, object] | None) -> threading.Thread:
         router.setsockopt(zmq.LINGER, 500)
         router.bind(f"ipc://{path}")
         ready.set()
-        if router.poll(3_000):
+        if router.poll(60_000):
             frames = router.recv_multipart()
             request = msgspec.msgpack.decode(frames[-1])
             if reply is not None:
@@ -84,7 +84,7 @@ def answering(path: Path, reply: dict[str, object] | None) -> threading.Thread:
 
     thread = threading.Thread(target=serve, daemon=True)
     thread.start()
-    ready.wait(3)
+    ready.wait(60)
     return thread
 
 
@@ -116,7 +116,7 @@ def test_socket_without_permission_says_so(tmp_path: Path) -> None:
 
     def work() -> str:
         try:
-            Client(daemon.path, 3).call(PingRequest())
+            Client(daemon.path, 60).call(PingRequest())
         except DaemonUnreachable as failure:
             return f"{failure.facts['errno']} {failure.hint}"
         return "it was allowed"
@@ -143,7 +143,7 @@ def test_call_returns_the_reply_struct(daemon: ThreadDaemon) -> None:
 
 def test_connection_outlives_a_restart_between_calls(tmp_path: Path) -> None:
     """A long-lived client notices neither the end nor the start; in between it says that nobody is there."""
-    with Client(tmp_path / "d.sock", 3) as client:
+    with Client(tmp_path / "d.sock", 60) as client:
         with in_thread(tmp_path):
             client.call(PingRequest())
         with pytest.raises(DaemonUnreachable):
@@ -159,7 +159,7 @@ def test_read_without_answer_times_out_and_changed_nothing(tmp_path: Path) -> No
         client.call(PingRequest())
     assert failure.value.exit_code == 8
     assert not isinstance(failure.value, OutcomeUnknown)
-    thread.join(5)
+    thread.join(60)
 
 
 def test_mutation_without_answer_is_unknown_and_prints_its_key(tmp_path: Path) -> None:
@@ -169,7 +169,7 @@ def test_mutation_without_answer_is_unknown_and_prints_its_key(tmp_path: Path) -
         client.call(CLEAR, key="my-key")
     assert (failure.value.exit_code, failure.value.key) == (8, "my-key")
     assert "my-key" in str(failure.value)
-    thread.join(5)
+    thread.join(60)
 
 
 def test_answer_of_another_protocol_is_a_mismatch(tmp_path: Path) -> None:
@@ -179,10 +179,10 @@ def test_answer_of_another_protocol_is_a_mismatch(tmp_path: Path) -> None:
     for number, reply in enumerate(({"kind": "novel", "body": {}}, {"kind": "failure", "body": refusal})):
         path = tmp_path / f"{number}.sock"
         thread = answering(path, {**versions, **reply})
-        with Client(path, 2) as client, pytest.raises(ProtocolMismatch, match=r"9\.0") as failure:
+        with Client(path, 60) as client, pytest.raises(ProtocolMismatch, match=r"9\.0") as failure:
             client.call(PingRequest())
         assert failure.value.exit_code == 9
-        thread.join(5)
+        thread.join(60)
 
 
 def test_mutation_gets_a_new_key_each_time(daemon: ThreadDaemon) -> None:
@@ -214,9 +214,9 @@ def test_mutations_survive_kills_exactly_once(tmp_path: Path) -> None:
     thread.start()
     operations = set()
     try:
-        with Client(tmp_path / "d.sock", 10) as client:
-            until = time.monotonic() + 3
-            while time.monotonic() < until:
+        with Client(tmp_path / "d.sock", 120) as client:
+            until = time.monotonic() + 120
+            while (len(processes) < 12 or len(operations) < 20) and time.monotonic() < until:
                 try:
                     operations.add(client.call(CLEAR).operation)
                 except DaemonUnreachable:
@@ -224,11 +224,11 @@ def test_mutations_survive_kills_exactly_once(tmp_path: Path) -> None:
     finally:
         stop.set()
         thread.join()
-    with Client(tmp_path / "d.sock", 10) as client:
+    with Client(tmp_path / "d.sock", 120) as client:
         applied = int(client.call(MetricsRequest()).text)
     stop_process(processes[-1])
-    assert len(processes) > 4
-    assert applied == len(operations) > 10
+    assert len(processes) >= 12
+    assert applied == len(operations) >= 20
 
 
 def test_stream_yields_pieces_and_slabs_unpack(daemon: ThreadDaemon) -> None:
@@ -280,7 +280,7 @@ def test_progress_is_reported_and_renews_the_deadline(daemon: ThreadDaemon) -> N
     """A long request may take longer than the timeout, as long as it is heard of."""
     seen: list[Progress] = []
     with Client(daemon.path) as client:
-        done = client.call(BackupRequest(directory="/b"), timeout_s=0.24, on_progress=seen.append)
+        done = client.call(BackupRequest(directory="/b"), timeout_s=1.9, on_progress=seen.append)
     assert done.files == 50
     assert seen
     assert seen[0].unit == "files"

@@ -98,10 +98,10 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with (folder / "m17.toml").open("a") as file:
         file.write("[engines.nbbo]\n")
     process = start(folder)
-    wait_for(process, folder, "quote: us_stocks_sip", timeout_s=90)
+    wait_for(process, folder, "quote: us_stocks_sip", timeout_s=120)
     yield folder
     process.send_signal(signal.SIGTERM)
-    assert process.wait(30) == 0
+    assert process.wait(120) == 0
 
 
 @pytest.fixture
@@ -240,7 +240,7 @@ def test_refill_regions_and_a_file_of_operations(m17ctl: Desk) -> None:
     ).json
     keys(region, REGION)
     assert (region["minutes"], region["columns"]) == (30, ["trade_ref"])
-    end = time.monotonic() + 30
+    end = time.monotonic() + 120
     while (now := m17ctl("priority", "show", str(region["id"])).json)["state"] != "complete":
         assert time.monotonic() < end, now
         time.sleep(0.1)

@@ -30,7 +30,7 @@ def _python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[
         [sys.executable, *arguments],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         cwd=ROOT,
         env={**inherited, "PYTHONPATH": str(ROOT), **environment},
         check=False,

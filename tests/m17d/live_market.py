@@ -61,7 +61,7 @@ class Replay:
         """End it, by force."""
         if self.process is not None:
             self.process.send_signal(number)
-            self.process.wait(30)
+            self.process.wait(120)
             if self.process.stdout is not None:
                 self.process.stdout.close()
             self.process = None
@@ -166,14 +166,14 @@ class Daemon:
             str(self.folder / "ledger.state" / "m17d.sock"),
             "--json",
         ]
-        done = subprocess.run([*command, *words], capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run([*command, *words], capture_output=True, text=True, timeout=120, check=False)
         assert done.returncode == 0, f"m17ctl {' '.join(words)}: {done.stdout}{done.stderr}"
         lines = [json.loads(line) for line in done.stdout.splitlines() if line.strip()]
         return lines[0] if len(lines) == 1 else lines
 
     def call(self, request: Any) -> Any:
         """What the daemon answers, as plain values, without a process of ``m17ctl``."""
-        with Client(self.folder / "ledger.state" / "m17d.sock", 30) as client:
+        with Client(self.folder / "ledger.state" / "m17d.sock", 120) as client:
             return msgspec.to_builtins(client.call(request))
 
     def engine(self, name: str) -> dict[str, Any]:
@@ -199,7 +199,7 @@ class Daemon:
         """End it, by force or by a word."""
         if self.process is not None:
             self.process.send_signal(number)
-            self.process.wait(60)
+            self.process.wait(120)
             self.process = None
 
 

@@ -32,7 +32,7 @@ SYMBOL_MAP = "symbol-map.bin"
 def stop(process: subprocess.Popen[bytes]) -> None:
     """End a daemon in good order."""
     process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == 0
+    assert process.wait(120) == 0
 
 
 def made(folder: Path) -> Path:
@@ -62,14 +62,14 @@ def folder(whole: Path, tmp_path: Path) -> Path:
 def running(folder: Path) -> Iterator[Path]:
     """A daemon over the copy."""
     process = start(folder)
-    wait_for(process, folder, "serving on", timeout_s=60)
+    wait_for(process, folder, "serving on", timeout_s=120)
     yield folder
     stop(process)
 
 
 def client_of(folder: Path) -> Client:
     """A client of the daemon of a folder."""
-    return Client(folder / "ledger.state" / "m17d.sock", timeout_s=60)
+    return Client(folder / "ledger.state" / "m17d.sock", timeout_s=120)
 
 
 def backup(client: Client, target: Path) -> outcomes.BackupReply:
@@ -103,7 +103,7 @@ def test_copy_made_while_engines_set_is_closed_and_can_be_finished(whole: Path, 
     """Whatever a copied row names was copied: it verifies, opens, and ends like the original."""
     process = start(made(tmp_path))
     try:
-        wait_for(process, tmp_path, "serving on", timeout_s=60)
+        wait_for(process, tmp_path, "serving on", timeout_s=120)
         with client_of(tmp_path) as client:
             done = backup(client, tmp_path / "copy" / "ledger.state")
             assert done.files > 10
@@ -184,7 +184,7 @@ def test_archive_is_restored_to_an_equal_state(folder: Path, is_running: bool) -
     process = start(folder) if is_running else None
     try:
         if process is not None:
-            wait_for(process, folder, "serving on", timeout_s=60)
+            wait_for(process, folder, "serving on", timeout_s=120)
         done = run_script("archive-ledger.sh", folder / "ledger.state", archive)
         assert done.returncode == 0, done.stderr
     finally:

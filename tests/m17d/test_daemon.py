@@ -59,7 +59,7 @@ def test_second_daemon_says_who_holds_the_state_and_touches_nothing(root: Path) 
         assert (socket.stat().st_ino, sorted(os.listdir(root / "ledger.state"))) == before
     finally:
         first.send_signal(signal.SIGTERM)
-        assert first.wait(60) == 0
+        assert first.wait(120) == 0
     assert not socket.exists()
 
 
@@ -69,7 +69,7 @@ def test_signal_ends_the_daemon_cleanly(root: Path, number: int) -> None:
     process = start(root)
     wait_for(process, root, "cells set")
     process.send_signal(number)
-    assert process.wait(60) == 0
+    assert process.wait(120) == 0
     with ledger.open(root / "ledger.state") as state:
         state.trade.session(state.calendar.session_seq(SESSION))
         assert state.repairs == []

@@ -53,7 +53,7 @@ def served(folder: Path) -> Iterator[Client]:
     command = [sys.executable, "-m", "m17d", "run", "--config", "m17.toml"]
     process = subprocess.Popen(command, cwd=folder, stderr=subprocess.DEVNULL, env=dict(os.environ))
     try:
-        path, end = folder / "ledger.state" / "m17d.sock", time.monotonic() + 20
+        path, end = folder / "ledger.state" / "m17d.sock", time.monotonic() + 120
         while not path.exists():
             assert time.monotonic() < end, "the daemon did not start"
             time.sleep(0.05)
@@ -61,13 +61,13 @@ def served(folder: Path) -> Iterator[Client]:
             yield client
     finally:
         process.send_signal(signal.SIGTERM)
-        process.wait(20)
+        process.wait(120)
 
 
 def until_whole(client: Client, session: str) -> None:
     """Wait until trades, quotes and aggressors are filled and fresh."""
     columns = [Column.TRADE_REF, Column.QUOTE_REF, AGGRESSOR]
-    end = time.monotonic() + 60
+    end = time.monotonic() + 120
     while True:
         counts = client.call(protocol.CoverageRequest(session=session)).columns
         if not any(counts[one].empty + counts[one].cleared + counts[one].stale for one in columns):

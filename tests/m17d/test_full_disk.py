@@ -99,7 +99,7 @@ def test_full_disk_pauses_the_engines_and_room_lets_them_go_on(small: Path) -> N
     state_dir, process = small / "disk" / "ledger.state", start(small)
     try:
         wait_for(process, small, "engines pause", timeout_s=ROOM)
-        with Client(state_dir / "m17d.sock", timeout_s=60) as client:
+        with Client(state_dir / "m17d.sock", timeout_s=120) as client:
             until(lambda: is_paused(client), "never paused")
             records = client.call(protocol.VerifyRequest()).orphans.records
             seen = status(client)
@@ -136,7 +136,7 @@ def test_full_disk_pauses_the_engines_and_room_lets_them_go_on(small: Path) -> N
         seen_digests = digests(state_dir)
     finally:
         process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 0
+        assert process.wait(120) == 0
     assert findings(state_dir) == []
     calm = small / "calm"
     shutil.copytree(small / "flatfiles", calm / "flatfiles")
@@ -150,7 +150,7 @@ def test_operator_is_told_that_there_is_no_room(small: Path) -> None:
     state_dir, process = small / "disk" / "ledger.state", start(small)
     try:
         wait_for(process, small, "engines pause", timeout_s=ROOM)
-        with Client(state_dir / "m17d.sock", timeout_s=60) as client:
+        with Client(state_dir / "m17d.sock", timeout_s=120) as client:
             until(lambda: is_paused(client), "never paused")
             filler = small / "disk" / "filler"
             with filler.open("wb", buffering=0) as file:
@@ -170,7 +170,7 @@ def test_operator_is_told_that_there_is_no_room(small: Path) -> None:
             assert client.call(request).cleared[Column.TRADE_REF] == 390
     finally:
         process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 0
+        assert process.wait(120) == 0
     assert findings(state_dir) == []
 
 
@@ -192,7 +192,7 @@ def test_disk_that_turns_read_only_pauses_everything_that_writes(folder: Path) -
         config = folder / "m17.toml"
         config.write_text(config.read_text().replace('"ledger.state"', '"disk/ledger.state"'))
         process = start(folder)
-        with_cells = Client(disk / "ledger.state" / "m17d.sock", timeout_s=60)
+        with_cells = Client(disk / "ledger.state" / "m17d.sock", timeout_s=120)
         wait_for(process, folder, "cells set", timeout_s=ROOM)
         with with_cells as client:
             until(lambda: filled(client) == 60 * 390, "never whole")
@@ -210,7 +210,7 @@ def test_disk_that_turns_read_only_pauses_everything_that_writes(folder: Path) -
     finally:
         if process is not None:
             process.send_signal(signal.SIGTERM)
-            code = process.wait(60)
+            code = process.wait(120)
         command("umount", disk)
     log = (folder / "m17d.log").read_text()
     # It could not close in order, and says why; nothing else went wrong.

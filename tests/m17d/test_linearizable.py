@@ -37,7 +37,7 @@ class Rival:
     """One client process: does what chance says to one cell after the other, and writes down what it saw."""
 
     def __init__(self, socket: Path, seed: int, out: Path) -> None:
-        self.client = Client(socket, timeout_s=20)
+        self.client = Client(socket, timeout_s=120)
         self.chance = random.Random(seed)
         self.out = out.open("w")
         self.known: list[tuple[int, str, str]] = []
@@ -150,8 +150,8 @@ def storm(folder: Path, kills: int, calm_s: float, seed: int) -> dict[str, int]:
     flat_files.write_config(folder, [SESSION])
     socket, deaths, stop = folder / "ledger.state" / "m17d.sock", [], folder / "stop"
     process = start(folder)
-    wait_for(process, folder, "cells set", timeout_s=60)
-    with Client(socket, timeout_s=60) as client:
+    wait_for(process, folder, "cells set", timeout_s=120)
+    with Client(socket, timeout_s=120) as client:
         row = [client.call(protocol.RowRequest(symbol=one, at=at, session=SESSION)) for one, at in CELLS]
     first = [Cell(one.slots[Column.TRADE_REF].status, one.slots[Column.TRADE_REF].version, False) for one in row]
     files = [folder / f"rival{number}" for number in range(CLIENTS)]
@@ -171,12 +171,12 @@ def storm(folder: Path, kills: int, calm_s: float, seed: int) -> dict[str, int]:
             deaths.append(time.monotonic_ns())
             process.wait()
             process = start(folder)
-            wait_for(process, folder, "serving on", timeout_s=60)
+            wait_for(process, folder, "serving on", timeout_s=120)
         time.sleep(calm_s)
         stop.touch()
-        assert [rival.wait(60) for rival in rivals] == [0] * CLIENTS
+        assert [rival.wait(120) for rival in rivals] == [0] * CLIENTS
         found, regions = histories(files)
-        with Client(socket, timeout_s=60) as client:
+        with Client(socket, timeout_s=120) as client:
             # Every region that somebody was promised is known, with the id he was given.
             assert len(set(regions)) == len(regions)
             for one in regions:
@@ -187,7 +187,7 @@ def storm(folder: Path, kills: int, calm_s: float, seed: int) -> dict[str, int]:
             rival.kill()
             rival.wait()
         process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 0
+        assert process.wait(120) == 0
     for number, history in enumerate(found):
         judged = with_ghosts(history, deaths)
         assert linearization(judged, first[number]) is not None, (

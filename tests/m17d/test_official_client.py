@@ -46,7 +46,7 @@ def test_the_official_client_hears_what_is_in_the_files(tmp_path: Path) -> None:
     with replaying(tmp_path, SESSION) as replay:
         address = f"127.0.0.1:{replay.port}"
         command = [sys.executable, "-c", CLIENT, KEY, address, "T.AIG,Q.AIG,T.IBM"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     heard = json.loads(done.stdout)
 

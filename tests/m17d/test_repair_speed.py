@@ -80,11 +80,11 @@ def running(root: Path, text: str) -> Iterator[Client]:
     process = start(root)
     try:
         wait_for(process, root, text, timeout_s=300)
-        with Client(root / "ledger.state" / "m17d.sock", timeout_s=60) as client:
+        with Client(root / "ledger.state" / "m17d.sock", timeout_s=120) as client:
             yield client
     finally:
         process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 0
+        assert process.wait(120) == 0
 
 
 def backlog(client: Client) -> int:

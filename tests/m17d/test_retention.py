@@ -37,16 +37,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         filled_state.filled(tmp_path_factory), tmp_path_factory.mktemp("retention"), extra=RETENTION
     )
     process = start(target)
-    wait_for(process, target, "serving on", timeout_s=60)
+    wait_for(process, target, "serving on", timeout_s=120)
     yield target
     process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == 0
+    assert process.wait(120) == 0
 
 
 @pytest.fixture
 def client(folder: Path) -> Iterator[Client]:
     """A client of the daemon."""
-    with Client(folder / "ledger.state" / "m17d.sock", timeout_s=60) as one:
+    with Client(folder / "ledger.state" / "m17d.sock", timeout_s=120) as one:
         yield one
 
 

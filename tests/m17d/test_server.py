@@ -19,7 +19,7 @@ import zmq
 from m17ctl.client import Client, RemoteFailure
 from m17d.envelopes import decode_reply_body, decode_reply_envelope, encode_request
 from m17d.listening import Connection, Listening, ListeningError, greediest
-from m17d.outcomes import Event, Failure, Progress, SubscribeReply
+from m17d.outcomes import Event, Failure, SubscribeReply
 from m17d.peers import OPERATE, OVERFLOW_UID, READ, Peers, roles_for
 from m17d.protocol import (
     BackupRequest,
@@ -40,7 +40,7 @@ from m17d.protocol import (
 )
 from m17d.replies import PingReply
 from m17d.server import Server
-from m17d.streams import Limits
+from m17d.streams import PROGRESS_SECONDS_MIN, Limits
 from tests.m17d.wire_daemon import (
     BULK_PIECES,
     CountingHandler,
@@ -89,15 +89,15 @@ class Wire:
         """Send a request."""
         self.socket.send(encode_request(request, request_id, **envelope))
 
-    def receive(self, timeout_ms: int = 3_000) -> Any:
+    def receive(self, timeout_ms: int = 60_000) -> Any:
         """The next envelope and body, or None."""
         if not self.socket.poll(timeout_ms):
             return None
         envelope = decode_reply_envelope(self.socket.recv_multipart()[0])
         return envelope, decode_reply_body(envelope)
 
-    def drain(self, quiet_ms: int = 200) -> list[Any]:
-        """Everything that comes until it is quiet."""
+    def drain(self, quiet_ms: int = 1_000) -> list[Any]:
+        """Everything that comes until it is quiet, longer than a busy machine keeps a process waiting."""
         found = []
         while (message := self.receive(quiet_ms)) is not None:
             found.append(message)
@@ -106,7 +106,7 @@ class Wire:
 
 def eventually(condition: Callable[[], bool]) -> bool:
     """Whether it becomes true within some seconds."""
-    until = time.monotonic() + 5
+    until = time.monotonic() + 60
     while not condition():
         if time.monotonic() > until:
             return False
@@ -190,7 +190,7 @@ def test_long_mutation_that_is_sent_again_answers_the_newcomer(daemon: ThreadDae
     assert wire.receive()[0].kind == "progress"
     with Wire(daemon.path) as second:
         second.send(BackupRequest(directory="/b"), 9, key="one")
-        kinds = [(envelope.id, envelope.kind) for envelope, _ in second.drain(600)]
+        kinds = [(envelope.id, envelope.kind) for envelope, _ in second.drain(3_000)]
     assert kinds[-2:] == [(9, "backup"), (9, "end")]
     assert daemon.handler.applied == 1
 
@@ -272,7 +272,7 @@ def test_more_requests_than_the_socket_holds_are_all_answered(wire: Wire) -> Non
 def test_reads_are_served_while_a_stream_is_sent(daemon: ThreadDaemon, wire: Wire) -> None:
     """A stream takes its turns, not the daemon."""
     wire.send(BULK, 1, credit=64)
-    with Client(daemon.path, 2) as client:
+    with Client(daemon.path, 60) as client:
         assert client.call(MetricsRequest()).text == "0"
     assert len(wire.drain()) == BULK_PIECES + 1
 
@@ -306,12 +306,12 @@ def test_subscriber_goes_on_where_it_was_or_is_told_to_read_anew(daemon: ThreadD
 def test_subscription_ends_with_its_lease(tmp_path: Path) -> None:
     """A client that is not heard from is sent nothing more; a credit request renews."""
     with in_thread(tmp_path) as daemon, Wire(daemon.path) as wire:
-        wire.send(SubscribeRequest(lease_ms=1_000), 1)
-        wire.send(SubscribeRequest(lease_ms=1_000), 2)
-        assert len(wire.drain()) == 2
-        time.sleep(0.6)
+        wire.send(SubscribeRequest(lease_ms=4_000), 1)
+        wire.send(SubscribeRequest(lease_ms=4_000), 2)
+        assert (wire.receive()[0].id, wire.receive()[0].id) == (1, 2)
+        time.sleep(2.5)
         wire.send(CreditRequest(stream=2), 3)
-        time.sleep(0.6)
+        time.sleep(2.0)
         daemon.publish("cells", 1)
         assert [envelope.id for envelope, _ in wire.drain()] == [2]
         wire.send(CreditRequest(stream=1), 4)
@@ -336,11 +336,13 @@ def test_lost_events_are_counted_in_the_next(tmp_path: Path) -> None:
 
 
 def test_progress_does_not_cost_credit_and_is_rare(wire: Wire) -> None:
-    """Fifty steps in a quarter second are a few messages of progress, and the answer comes with a credit of one."""
+    """Fifty steps in two seconds are a few messages of progress, and the answer comes with a credit of one."""
+    began_s, kinds = time.monotonic(), [""]
     wire.send(BackupRequest(directory="/b"), 1, key="one", credit=1)
-    messages = wire.drain(600)
-    assert 1 <= sum(isinstance(body, Progress) for _, body in messages) <= 4
-    assert [envelope.kind for envelope, _ in messages[-2:]] == ["backup", "end"]
+    while kinds[-1] != "end":
+        kinds.append(wire.receive()[0].kind)
+    assert 1 <= kinds.count("progress") <= (time.monotonic() - began_s) / PROGRESS_SECONDS_MIN + 1
+    assert kinds[-2:] == ["backup", "end"]
 
 
 @pytest.mark.parametrize(
@@ -374,7 +376,7 @@ def test_reader_may_look_and_try_but_not_change(tmp_path: Path) -> None:
         pytest.skip("needs root to become another user")
 
     def work() -> str:
-        with Client(daemon.path, 3) as client:
+        with Client(daemon.path, 60) as client:
             roles = client.call(HelloRequest()).roles
             looked = client.call(msgspec.structs.replace(CLEAR, dry_run=True)).dry_run
             try:
@@ -403,7 +405,7 @@ def test_path_that_is_served_is_not_stolen(daemon: ThreadDaemon) -> None:
     """The second listener names the first one's process and leaves it alone."""
     with pytest.raises(ListeningError, match=f"pid {os.getpid()}"):
         Listening.open(daemon.path)
-    with Client(daemon.path, 2) as client:
+    with Client(daemon.path, 60) as client:
         assert client.call(HelloRequest()).pid == os.getpid()
 
 
@@ -454,7 +456,7 @@ def test_socket_passed_by_systemd_is_used(tmp_path: Path) -> None:
     with subprocess.Popen(arguments, env={**os.environ, "PYTHONPATH": root}, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"listening\n"
-        with Client(path, 3) as client:
+        with Client(path, 60) as client:
             assert client.call(HelloRequest()).pid == process.pid
         process.terminate()
     assert process.returncode == 0
@@ -472,7 +474,7 @@ def test_valve_keeps_newcomers_waiting_and_lets_them_in(tmp_path: Path) -> None:
         with pytest.raises(TimeoutError):
             newcomer.recv(1)
         listening.admit(True)
-        newcomer.settimeout(2)
+        newcomer.settimeout(60)
         assert newcomer.recv(1) == b"\xff"
     server.close()
     listening.close()
@@ -492,7 +494,7 @@ def test_other_descriptors_in_the_poller_are_reported(tmp_path: Path) -> None:
     server.poller.register(reader, zmq.POLLIN)
     assert server.poll(10) == []
     os.write(writer, b"x")
-    assert server.poll(1_000) == [reader]
+    assert server.poll(60_000) == [reader]
     server.poller.unregister(reader)
     server.close()
     listening.close()
@@ -502,7 +504,7 @@ def test_other_descriptors_in_the_poller_are_reported(tmp_path: Path) -> None:
 
 def test_refusal_of_a_handler_keeps_its_code_hint_and_facts(daemon: ThreadDaemon) -> None:
     """The operator reads what the handler knew."""
-    with Client(daemon.path, 2) as client, pytest.raises(RemoteFailure) as refused:
+    with Client(daemon.path, 60) as client, pytest.raises(RemoteFailure) as refused:
         client.call(RowRequest(symbol="NOSUCH", at=0))
     assert (refused.value.code, refused.value.exit_code) == ("unknown_symbol", 6)
     assert refused.value.facts == {"symbol": "NOSUCH"}

@@ -39,7 +39,7 @@ def quote_lines(session: str) -> list[str]:
 def m17ctl(folder: Path, *words: str) -> Any:
     """What a command answers as JSON; it has to end well."""
     command = [sys.executable, "-m", "m17ctl", "--socket", str(folder / "ledger.state/m17d.sock"), "--json", *words]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     answers = [json.loads(line) for line in done.stdout.splitlines()]
     return answers[0] if len(answers) == 1 else answers

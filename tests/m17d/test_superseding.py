@@ -251,7 +251,7 @@ def test_a_shortened_file_leaves_good_live_minutes_and_accept_decides(tmp_path: 
             )
     finally:
         process.send_signal(signal.SIGTERM)
-        assert process.wait(20) == 0
+        assert process.wait(120) == 0
     assert flat_files.run(tmp_path).returncode == 0
     with ledger.open(tmp_path / "ledger.state", readonly=True) as opened:
         for symbol in symbols:

@@ -186,10 +186,10 @@ def storm(root: Path, kills: int) -> None:
                         victim.send_signal(signal.SIGKILL)
                         killed += 1
                         if victim is daemon:
-                            daemon.wait(10)
+                            daemon.wait(120)
                             daemon = start(root)
                             wait_for(daemon, root, "serving on", timeout_s=120)
-                said, complaint = client.communicate(timeout=90)
+                said, complaint = client.communicate(timeout=120)
             finally:
                 client.kill()
             if client.returncode == 0:
@@ -197,7 +197,7 @@ def storm(root: Path, kills: int) -> None:
             assert client.returncode in (7, 8, -signal.SIGKILL), said + complaint
     assert killed >= kills
     daemon.send_signal(signal.SIGTERM)
-    assert daemon.wait(30) == 0
+    assert daemon.wait(120) == 0
     done: Counter[tuple[str, str]] = Counter()
     for path in sorted((root / "ledger.state" / "audit").glob("audit*.log")):
         for record in map(json.loads, path.read_text().splitlines()):

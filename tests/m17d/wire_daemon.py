@@ -144,10 +144,10 @@ class CountingHandler:
     def _backup(self, request: BackupRequest) -> Iterator[Reply | None]:
         for done in range(50):
             self.stepped += 1
-            time.sleep(0.005)
+            time.sleep(0.04)
             yield Progress(done=done, total=50, unit="files")
         self.applied += 1
-        yield BackupReply(directory=request.directory, files=50, bytes=1, seconds=0.25)
+        yield BackupReply(directory=request.directory, files=50, bytes=1, seconds=2.0)
         # The end of it takes its time: what has been said must not have left before it is remembered.
         time.sleep(0.01)
         yield None
@@ -222,12 +222,12 @@ class ThreadDaemon:
     def start(self) -> None:
         """Start and wait until it serves."""
         self._thread.start()
-        self._ready.wait(10)
+        self._ready.wait(60)
 
     def stop(self) -> None:
         """End it; a daemon that died of an error fails the test."""
         self._stop.set()
-        self._thread.join(10)
+        self._thread.join(60)
         if self.error is not None:
             raise AssertionError("the daemon's thread died") from self.error
 
@@ -257,7 +257,7 @@ def start_process(directory: Path, descriptors: int = 0) -> subprocess.Popen[byt
 def stop_process(process: subprocess.Popen[bytes]) -> int:
     """End it in good order; returns its exit code."""
     process.send_signal(signal.SIGTERM)
-    code = process.wait(10)
+    code = process.wait(120)
     assert process.stdout is not None
     process.stdout.close()
     return code
