@@ -171,6 +171,14 @@ class Health:
 
 
 @dataclass(frozen=True, slots=True)
+class Retry:
+    """An attempt to come after failures in a row; ns UTC."""
+
+    first_failed_ns: int
+    due_ns: int
+
+
+@dataclass(frozen=True, slots=True)
 class Waiting:
     """Something an engine cannot do now: its cause in a word, where, and why."""
 
@@ -185,6 +193,8 @@ class Waiting:
     detail: str
     symbols: tuple[int, ...] | None = None
     """None where it concerns every symbol that the engine covers in the session."""
+    retry: Retry | None = None
+    """When the engine tries again by itself; None where only a change can help: a file that comes, another key, room."""
 
 
 @dataclass(frozen=True, slots=True)

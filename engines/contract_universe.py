@@ -132,6 +132,11 @@ class ContractUniverse:
         """Ask again at once."""
         self._pause, self._read_ns = None, 0
 
+    @property
+    def pause(self) -> Pause | None:
+        """Why chains are not read now, and until when; None where nothing is wrong."""
+        return self._pause
+
     def health(self) -> Health | None:
         """Degraded while chains cannot be read; the contracts of before are listened to meanwhile."""
         if self._pause is None:

@@ -251,18 +251,25 @@ class LiveEngine:
         return False
 
     def waiting(self, session: str | None = None) -> list[Waiting]:
-        """Connections that are not there, for the newest session that they served."""
+        """Connections and chains that are not there, for the newest session that they served."""
         found = []
         for line in self._lines():
             health = self._health_of(line)
             if health.state in ("running", "starting"):
                 continue
-            known = self._datasets[line.of_options].sessions()
-            newest = known[-1].session if known else self._today() or self._state.calendar.dates[-1]
-            if session in (None, newest):
-                cause = "denied" if health.state == "failed" else "unreachable"
-                found.append(Waiting(cause, self._column, newest, health.detail))
-        return found
+            cause = "denied" if health.state == "failed" else "unreachable"
+            found.append(Waiting(cause, self._column, self._newest(line.of_options), health.detail))
+        pause = self._universe.pause if self._universe is not None else None
+        if pause is not None:
+            cause = "unreachable" if pause.trouble.cause == "missing" else pause.trouble.cause
+            found.append(Waiting(cause, self._column, self._newest(True), pause.trouble.reason, retry=pause.retry))
+        return [one for one in found if session in (None, one.session)]
+
+    def _newest(self, of_options: bool) -> str:
+        """The newest session that a connection served; before the first the one that is to come."""
+        dataset = self._datasets.get(of_options)
+        known = dataset.sessions() if dataset is not None else []
+        return known[-1].session if known else self._today() or self._state.calendar.dates[-1]
 
     def _today(self) -> str | None:
         date = self._state.calendar.session_on(self._state.system.now_ns())

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+from engines.contract import Retry
 from engines.feeds.retrying import RetryPolicy
 from ledger.calendar import Calendar
 
@@ -43,6 +44,12 @@ class Pause:
     until_ns: int
     failures: int
     tag: str = ""
+    first_failed_ns: int = 0
+
+    @property
+    def retry(self) -> Retry | None:
+        """The next attempt; None where another attempt alone changes nothing: keys, names and disks need a hand."""
+        return Retry(self.first_failed_ns, self.until_ns) if self.trouble.cause == "unreachable" else None
 
     def holds(self, now_ns: int) -> bool:
         """Whether it is not over."""
@@ -64,9 +71,10 @@ class Pausing:
 
     def after(self, trouble: Trouble, now_ns: int, before: Pause | None, tag: str = "") -> Pause:
         """The pause after a failure; ``before`` is the last one of the same place or object, None after a success."""
-        failures = before.failures + 1 if before is not None and before.tag == tag else 1
+        in_a_row = before is not None and before.tag == tag
+        failures, first_ns = (before.failures + 1, before.first_failed_ns) if before and in_a_row else (1, now_ns)
         pause_s = max(self._policy.pause_seconds(failures - 1), trouble.retry_after_s or 0.0)
-        return Pause(trouble, now_ns + round(pause_s * _SECOND_NS), failures, tag)
+        return Pause(trouble, now_ns + round(pause_s * _SECOND_NS), failures, tag, first_ns)
 
 
 def trouble_of(error: Exception) -> Trouble:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from engines.contract import Context, Health, Number, Task, Waiting
+from engines.contract import Context, Health, Number, Retry, Task, Waiting
 from engines.feeds.object_store import ObjectFacts
 from engines.hours import quiet_spans, quiet_until
 from engines.pauses import Pause, Pausing
@@ -192,7 +192,7 @@ class BucketFiles:
             return self._download_task(key, need, room, self._downloading[key].remove)
         pause = self._pauses.get(file.address)
         if pause is not None and pause.tag == file.etag and pause.holds(room.now_ns):
-            self._hold(file, pause.trouble.cause, pause.trouble.reason)
+            self._hold(file, pause.trouble.cause, pause.trouble.reason, pause.retry)
         elif room.quiet_end_ns is not None and not need.priority:
             until = self._state.calendar.format_time(room.quiet_end_ns)
             text = f"{file.address} is downloaded after the close, {until}; a region asks for it at once"
@@ -243,9 +243,9 @@ class BucketFiles:
             makes_files=False, symbols=(),
         )  # fmt: skip
 
-    def _hold(self, file: UpstreamFile, cause: str, detail: str) -> None:
+    def _hold(self, file: UpstreamFile, cause: str, detail: str, retry: Retry | None = None) -> None:
         """Leave a download for later, and say why."""
-        self._held.append(Waiting(cause, self._column, file.session, detail))
+        self._held.append(Waiting(cause, self._column, file.session, detail, retry=retry))
 
     # ---- room
 
@@ -345,9 +345,9 @@ class BucketFiles:
         """Downloads that are held back, and sessions whose listing cannot be had."""
         found = list(self._held)
         if self._list_pause is not None:
-            trouble = self._list_pause.trouble
+            trouble, retry = self._list_pause.trouble, self._list_pause.retry
             cause = "unreachable" if trouble.cause == "missing" else trouble.cause
-            found += [Waiting(cause, self._column, session, trouble.reason) for session in self._unlisted]
+            found += [Waiting(cause, self._column, one, trouble.reason, retry=retry) for one in self._unlisted]
         return found
 
     def health(self) -> Health | None:

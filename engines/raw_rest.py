@@ -323,13 +323,13 @@ class RestRefill:
         """What cannot be fetched now, and why."""
         found = []
         if self._pause is not None:
-            trouble = self._pause.trouble
+            trouble, retry = self._pause.trouble, self._pause.retry
             cause = "unreachable" if trouble.cause == "missing" else trouble.cause
-            found += [Waiting(cause, self._column, session, trouble.reason) for session in sessions]
+            found += [Waiting(cause, self._column, session, trouble.reason, retry=retry) for session in sessions]
         for (session, symbol), pause in self._pauses.items():
             symbol_id = self._state.symbols.get(symbol)
             ids = () if symbol_id is None else (symbol_id,)
-            found.append(Waiting("unreachable", self._column, session, pause.trouble.reason, ids))
+            found.append(Waiting("unreachable", self._column, session, pause.trouble.reason, ids, pause.retry))
         return found
 
     def health(self) -> Health | None:

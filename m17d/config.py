@@ -42,6 +42,8 @@ class RunnerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Share of a live or REST window's rows that a better source must bring to take its cell; 0 = any."""
     auto_recompute_sessions: Annotated[int, Meta(ge=0)] = 5
     """How many of the newest sessions are remade unasked when a recipe changes."""
+    patience_s: Annotated[float, Meta(ge=0, le=86_400)] = 60.0
+    """How long a run until idle waits for a source that does not answer, from its first failure in a row on."""
 
 
 class CalendarConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

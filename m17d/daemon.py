@@ -36,6 +36,7 @@ from m17d.discovery import build
 from m17d.handlers import Handlers
 from m17d.listening import DESCRIPTORS_SAFE, Listening, raise_descriptor_limit
 from m17d.logs import log_line
+from m17d.patience import Patience
 from m17d.peers import Peers
 from m17d.places import Places
 from m17d.pool import Pool
@@ -262,6 +263,7 @@ class Daemon:
             self._notify("READY=1")
             log_line(self.logger, "info", f"serving on {self.config.socket_path}, pid {os.getpid()}")
             idle_rounds = 0
+            patience = Patience(self.config.runner.patience_s, lambda *said: log_line(self.logger, *said))
             while not self._stopping:
                 turn_s = time.monotonic()
                 busy = self.runner.step()
@@ -269,7 +271,8 @@ class Daemon:
                 wait_ms = _BUSY_MS if busy or self._gathering is not None else _IDLE_MS
                 self._poll(wait_ms)
                 if until_idle:
-                    idle_rounds = idle_rounds + 1 if not busy and self.runner.is_idle() else 0
+                    idle = not busy and self.runner.is_idle() and not self._waits_for_retry(patience)
+                    idle_rounds = idle_rounds + 1 if idle else 0
                     if idle_rounds >= _IDLE_ROUNDS:
                         break
                 self._upkeep()
@@ -281,6 +284,11 @@ class Daemon:
             self.runner.settle_now()
             return Ending(0, [])
         return self._ending()
+
+    def _waits_for_retry(self, patience: Patience) -> bool:
+        """Whether an engine that runs will soon try again what did not answer."""
+        running = [engine for name, engine in self.runner.engines.items() if name not in self.runner.paused]
+        return patience.waits(running, self.state.system.now_ns())
 
     def _note_turn(self, seconds: float) -> None:
         """Remember the slowest turn of the last minute or two, for the metric."""

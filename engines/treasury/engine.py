@@ -200,18 +200,19 @@ class TreasuryEngine:
         """Sessions without a curve, and a service that does not answer, for the newest session."""
         known = list(self._state.sources.sessions())
         found = []
-        trouble = None if self._pause is None else self._pause.trouble
+        trouble, retry = (self._pause.trouble, self._pause.retry) if self._pause is not None else (None, None)
         for one in [session] if session is not None else known:
             opened = int(self._state.calendar.open_ns[self._state.calendar.session_seq(one)])
             if not self._held.dates:
                 detail = trouble.reason if trouble else self._problem or f"{self.source} has not been read"
                 cause = _CAUSES.get(trouble.cause, trouble.cause) if trouble else "waiting"
-                found.append(Waiting(cause, _COLUMN, one, detail))
+                found.append(Waiting(cause, _COLUMN, one, detail, retry=retry))
             elif opened < int(self._held.effective_ts[0]):
                 detail = f"no curve is in effect on {one}: the first known is of {self._held.dates[0]}"
                 found.append(Waiting("waiting", _COLUMN, one, detail))
             elif trouble and one == known[-1]:
-                found.append(Waiting(_CAUSES.get(trouble.cause, trouble.cause), _COLUMN, one, trouble.reason))
+                cause = _CAUSES.get(trouble.cause, trouble.cause)
+                found.append(Waiting(cause, _COLUMN, one, trouble.reason, retry=retry))
         return found
 
     # ---- planning

@@ -44,15 +44,21 @@ def bucket(server: str, request: pytest.FixtureRequest, monkeypatch: pytest.Monk
 
 
 def write_config(
-    root: Path, address: str, endpoint: str, sessions: list[str] | None = None, *, extra: str = "", year: int = 2013
+    root: Path,
+    address: str,
+    endpoint: str,
+    sessions: list[str] | None = None,
+    *,
+    extra: str = "",
+    year: int = 2013,
+    runner: str = "",
 ) -> None:
     """A config over a bucket; quiet hours follow the state's year, which is over."""
     keys = f'source = "{address}"\nendpoint = "{endpoint}"\ntimeout_s = 5\n{extra}\n'
     if sessions:
         keys += f"sessions = {sessions!r}\n".replace("'", '"')
-    (root / "m17.toml").write_text(
-        f'state_dir = "ledger.state"\n[runner]\nworkers = 2\n[calendar]\nyear = {year}\n[engines.trade_flatfile]\n{keys}'
-    )
+    head = f'state_dir = "ledger.state"\n[runner]\nworkers = 2\n{runner}\n[calendar]\nyear = {year}\n'
+    (root / "m17.toml").write_text(f"{head}[engines.trade_flatfile]\n{keys}")
 
 
 def versions(root: Path, symbol: str) -> np.ndarray:
@@ -234,7 +240,7 @@ def test_no_credentials_and_no_bucket_are_two_things(
 
 def test_a_store_that_does_not_answer_is_unreachable(bucket: Bucket, tmp_path: Path) -> None:
     """Nobody there; the state says so and the run ends."""
-    write_config(tmp_path, bucket.address, "http://127.0.0.1:1", [SESSION])
+    write_config(tmp_path, bucket.address, "http://127.0.0.1:1", [SESSION], runner="patience_s = 0")
     done = flat_files.run(tmp_path)
     assert done.returncode == 1
     assert "unreachable: trade_ref 2013-05-01" in done.stdout
