@@ -2,9 +2,11 @@
 Collection: which artifacts nothing names any more, and their removal, in short steps.
 
 An artifact is named by a filled cell whose record has its rows, by the slots that a kept undo holds, or by a batch in
-work; what nothing names is kept until its file is as old as the retention. The files of a backup in progress are kept by
-not collecting meanwhile. Undos that are as old as the retention are forgotten first; while it goes on no other may be, or
-a cell that comes back would be missed. This module must never remove what a cell names.
+work; what nothing names is kept until its file is as old as the retention. Before the first file goes, everything is
+synced: rows on disk that are older than those in memory may still name it, and a power cut would bring them back. The
+files of a backup in progress are kept by not collecting meanwhile. Undos that are as old as the retention are forgotten
+first; while it goes on no other may be, or a cell that comes back would be missed. This module must never remove what a
+cell names.
 """
 
 from __future__ import annotations
@@ -133,7 +135,7 @@ def collect(
         in_work: URIs of artifacts that a batch brought whose cells are not set yet; asked when files are removed.
 
     Raises:
-        SpaceError: the file system refused; what was removed is counted.
+        SpaceError: the file system refused, or had no room to sync; what was removed is counted.
     """
     forgotten = _forget_undos(state, older_than_ns, dry_run=dry_run)
     result.undos = len(forgotten)
@@ -147,6 +149,8 @@ def collect(
             yield
         else:
             named = step
+    if not dry_run:
+        yield from state.until_durable()
     by_age = {state.artifacts.get(artifact_id).uri for artifact_id in retired.artifacts}
     uris = {state.artifacts.get(artifact_id).uri for artifact_id in named if artifact_id} - by_age
     for folder, _, names in sorted(os.walk(state.artifact_root)):

@@ -2,9 +2,9 @@
 Retention: quotes older than asked for lose their rows, and their cells keep everything else.
 
 A record is marked retired where it stands, so that whatever names it (a cell, a kept undo, the record of a derived cell)
-says so at once; the mark is on disk before a file is removed, and a file that a kept undo names keeps both. Content hash
-and counts stay, so nothing that was derived becomes stale; read again from its source, the record finds its rows again.
-This module must never remove a file: ``ledger.collection`` does.
+says so at once; a file that a kept undo names keeps both. Content hash and counts stay, so nothing that was derived
+becomes stale; read again from its source, the record finds its rows again. This module must never remove a file:
+``ledger.collection`` does, once the marks are on disk.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Retired:
 
 def retire(state: State, sessions: Collection[str], retired: Retired, *, dry_run: bool) -> Iterator[None]:
     """
-    Mark the records of quotes of some sessions retired; yields between short steps.
+    Mark the records of quotes of some sessions retired, on disk after the next sync; yields between short steps.
 
     Args:
         sessions: whose quotes.
@@ -70,11 +70,6 @@ def retire(state: State, sessions: Collection[str], retired: Retired, *, dry_run
             retired.records += int(free.sum())
             if not dry_run:
                 payloads.retire(some[free])
-            yield
-    if retired.records and not dry_run:
-        assert state.flusher is not None
-        generation = state.flusher.wrote(urgent=True)
-        while not state.flusher.maps_durable(generation):
             yield
 
 

@@ -8,6 +8,7 @@ reading beside a daemon. This module must never interpret what is in a cell.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -206,6 +207,23 @@ class State:
         if self.flusher is None:
             raise StateReadOnly(f"{self.directory} was opened for reading only")
         self.flusher.wait(self.flusher.wrote(urgent=True), timeout_s)
+
+    def until_durable(self) -> Iterator[None]:
+        """
+        The same for whoever works in steps: yields while what was written before this call is not all on disk.
+
+        Raises:
+            StateReadOnly: a sync failed, or the state was opened for reading only.
+            StateFull: a sync found no room; the next one tries again.
+        """
+        if self.flusher is None:
+            raise StateReadOnly(f"{self.directory} was opened for reading only")
+        before, generation = self.flusher.full, self.flusher.wrote(urgent=True)
+        while not self.flusher.durable(generation):
+            full = self.flusher.full
+            if full is not None and full is not before:
+                raise full
+            yield
 
     def _sync_maps(self) -> None:
         for payloads in self.maps.values():

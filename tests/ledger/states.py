@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ import numpy as np
 from ledger.check import Checked, Finding, verify
 from ledger.columns import Column, PayloadKind, Source
 from ledger.content import checksum_of, mix
-from ledger.files import System
-from ledger.records import blank
+from ledger.files import System, write_atomically
+from ledger.maps import Artifact
+from ledger.records import RECORD_RETIRED, blank
 from ledger.state import State, create_state, open_state
 from ledger.undo import list_undo
 
@@ -48,12 +50,35 @@ def hashes(seed: int, count: int) -> np.ndarray:
     return mix(np.arange(count, dtype=np.uint64) + np.uint64(seed * 1_000_003 + 17))
 
 
-def append(state: State, kind: PayloadKind, content: np.ndarray) -> np.ndarray:
-    """Append records without rows of some contents; their ids."""
+def append(state: State, kind: PayloadKind, content: np.ndarray, artifact_id: int = 0) -> np.ndarray:
+    """Append records of some contents, with one row each of an artifact or without rows; their ids."""
     records = blank(kind, len(content))
     records["content_hash"] = content
+    if artifact_id:
+        records["artifact_id"] = artifact_id
+        records["row_start"], records["row_count"] = np.arange(len(content)), 1
     first = state.maps[kind].append(records)
     return np.arange(first, first + len(content))
+
+
+def write_rows(state: State, name: str) -> bytes:
+    """A file beside the artifacts, on disk; what it holds."""
+    data = name.encode()
+    write_atomically(state.system, state.artifact_root / name, data)
+    return data
+
+
+def add_rows(state: State, name: str, rows: int, *, session: str = SESSION) -> int:
+    """An artifact of quotes with so many rows, on disk and in artifacts.map; its id, that of an earlier call's too."""
+    known = state.artifacts.by_uri(name)
+    if known is not None:
+        return known.artifact_id
+    data = write_rows(state, name)
+    artifact = Artifact(
+        artifact_id=0, uri=name, checksum=zlib.crc32(data), bytes=len(data), rows=rows, column="quote_ref",
+        session=session, engine="test",
+    )  # fmt: skip
+    return state.artifacts.append(artifact).artifact_id
 
 
 def put(state: State, column: Column, symbol_ids: Any, minute_idx: Any, seed: int, **named: Any) -> np.ndarray:
@@ -101,7 +126,8 @@ def content(state: State) -> dict[str, Any]:
                     fields = [
                         int(slot[name]) for name in ("status", "source", "flags", "version", "checksum", "inputs")
                     ]
-                    cells[key] = (*fields, int(records["content_hash"][at]))
+                    retired = bool(records["record_flags"][at] & RECORD_RETIRED)
+                    cells[key] = (*fields, int(records["content_hash"][at]), retired)
     return {
         "symbols": state.symbols.names(),
         "cells": cells,
@@ -111,7 +137,9 @@ def content(state: State) -> dict[str, Any]:
         "artifacts": [artifact.uri for artifact in state.artifacts.all()],
         "undo": list_undo(state.directory, state.system),
         "audit": [(one.op, one.cause) for one in state.audit.tail(1000) if one.op != "recovery"],
-        "files": sorted(path.name for path in state.artifact_root.rglob("*") if path.is_file()),
+        "files": sorted(
+            path.name for path in state.artifact_root.rglob("*") if path.is_file() and path.suffix != ".tmp"
+        ),
     }
 
 

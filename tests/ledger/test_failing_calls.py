@@ -21,9 +21,12 @@ from ledger.backup import Copied, backup, finish
 from ledger.calendar import load_calendar
 from ledger.collection import Collected, collect
 from ledger.columns import Column, Flag
+from ledger.content import checksum_of
 from ledger.errors import SpaceError, StateExists, StateMissing, StateReadOnly
 from ledger.files import System
 from ledger.maps import Artifact, PayloadMap
+from ledger.records import RECORD_RETIRED
+from ledger.retention import Retired, retire
 from ledger.sources import SourceRecord, SourceState
 from ledger.state import State, create_state, open_state
 from ledger.undo import list_undo, read_undo, remove_undo, write_undo
@@ -31,6 +34,7 @@ from tests.ledger.conftest import FaultySystem
 from tests.ledger.states import (
     EARLY_CLOSE,
     SESSION,
+    add_rows,
     append,
     content,
     content_of,
@@ -40,6 +44,7 @@ from tests.ledger.states import (
     hashes,
     in_memory,
     put,
+    write_rows,
 )
 
 FAULTS = (errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EINTR, "short")
@@ -199,6 +204,29 @@ def run_collection(state: State) -> None:
         pass
 
 
+def with_quotes(directory: Path) -> None:
+    """Quotes whose rows are in a file."""
+    with open_state(directory) as state:
+        ids = append(state, Column.QUOTE_REF.payload_kind, hashes(4, 9), add_rows(state, "quotes.parquet", 9))
+        minutes, sums = first_minute(state) + np.arange(9), checksum_of(hashes(4, 9))
+        state.trade.set_quote_ref(np.zeros(9, int), minutes, Column.QUOTE_REF.payload_kind, ids, sums)
+
+
+def mark_retired(state: State) -> None:
+    for _ in retire(state, [SESSION], Retired(), dry_run=False):
+        pass
+
+
+def reread(state: State) -> None:
+    """Retired records that find their rows in a new file."""
+    payloads = state.maps[Column.QUOTE_REF.payload_kind]
+    ids = np.arange(payloads.clean_next_id - 9, payloads.clean_next_id)
+    records = payloads.get_many(ids)
+    records["record_flags"] &= ~np.uint8(RECORD_RETIRED)
+    records["artifact_id"] = add_rows(state, "again.parquet", 9)
+    payloads.relocate(ids, records)
+
+
 STORIES = {
     "open and close": Story(()),
     "open what a crash tore": Story((lambda state: state.trade.session(192),), torn),
@@ -218,6 +246,16 @@ STORIES = {
     "start number": Story((lambda state: state.take_start_number(),)),
     "backup": Story((run_backup,), filled),
     "collect": Story((add_artifact, run_collection)),
+    "retire": Story(
+        (
+            mark_retired,
+            run_collection,
+            lambda state: write_rows(state, "again.parquet"),
+            lambda state: add_rows(state, "again.parquet", 9),
+            reread,
+        ),
+        with_quotes,
+    ),
 }  # fmt: skip
 
 

@@ -21,7 +21,7 @@ from tests.ledger.states import SESSION, append, copied, findings, findings_of, 
 from tests.ledger.writer import ALONE, ORDERED, ROWS_FIRST, Promises, Writer, cells_of, lost, missing, wrong
 
 PHASES = ("set",) * 6 + ("clear", "undo", "refresh", "flush", "allocate", "artifact", "region", "source", "audit",
-                         "start", "reopen", "idle")  # fmt: skip
+                         "start", "reopen", "idle", "collect", "retire", "reread")  # fmt: skip
 
 
 @dataclass

@@ -20,7 +20,8 @@ from tests.ledger.states import copied, findings, findings_of
 from tests.ledger.writer import ALONE, ORDERED, ROWS_FIRST, Promises, cells_of, lost, missing, wrong
 
 IMAGE_BYTES = 96 << 20
-WRITING = ["set"] * 8 + ["clear", "undo", "refresh", "flush", "allocate", "artifact", "region", "source", "audit"]
+WRITING = ["set"] * 8 + ["clear", "undo", "refresh", "flush", "allocate", "artifact", "region", "source", "audit",
+                          "collect", "retire", "reread"]  # fmt: skip
 
 
 def command(*words: object) -> None:

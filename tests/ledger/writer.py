@@ -18,21 +18,21 @@ import numpy as np
 from ledger.audit import Operator
 from ledger.backup import Copied, backup, finish
 from ledger.collection import Collected, collect
-from ledger.columns import Column, Flag, Source, Status
+from ledger.columns import Column, Flag, PayloadKind, Source, Status
 from ledger.content import checksum_of
 from ledger.files import System
-from ledger.maps import Artifact
+from ledger.records import RECORD_RETIRED
 from ledger.sources import SourceRecord, SourceState, pack_symbols
 from ledger.state import State, open_state
 from ledger.undo import list_undo, read_undo, remove_undo, write_undo
-from tests.ledger.states import EARLY_CLOSE, SESSION, SYMBOLS, append, findings, hashes
+from tests.ledger.states import EARLY_CLOSE, SESSION, SYMBOLS, add_rows, append, findings, hashes
 
 COLUMNS = (Column.TRADE_REF, Column.QUOTE_REF, Column.AGGS_1H)
 SESSIONS = (SESSION, EARLY_CLOSE)
 MINUTES = 8
 ORDERED, ROWS_FIRST, ALONE = "ordered", "rows before records", "the system alone"
 PHASES = ("set", "clear", "undo", "refresh", "flush", "allocate", "artifact", "region", "source", "audit", "start",
-          "reopen", "idle", "backup", "collect")  # fmt: skip
+          "reopen", "idle", "backup", "collect", "retire", "reread")  # fmt: skip
 Key = tuple[Column, str, int]
 Said = tuple[Status, int]
 """Status and content hash."""
@@ -118,6 +118,7 @@ class Writer:
         self.policy = policy
         self.promises = promises or Promises()
         self._tell = tell
+        self._last: tuple[Column, int, np.ndarray, np.ndarray] | None = None
         self.state = self._opened()
 
     def tell(self, kind: str, value: Any = None) -> None:
@@ -136,11 +137,14 @@ class Writer:
     # ---- cells
 
     def _cells(self) -> tuple[Column, int, np.ndarray, np.ndarray]:
-        """A column, a session, and distinct cells of it."""
+        """A column, a session, and distinct cells of it; now and then those of the last time, whose files then go."""
+        if self._last is not None and self.chance.random() < 0.3:
+            return self._last
         column, session = self.chance.choice(COLUMNS), self.chance.choice(SESSIONS)
         places = [(symbol, minute) for symbol in range(min(len(self.state.symbols), 6)) for minute in range(MINUTES)]
         at = np.array(self.chance.sample(places, self.chance.choice((1, 3, 20))))
-        return column, self.state.calendar.session_seq(session), at[:, 0], at[:, 1]
+        self._last = column, self.state.calendar.session_seq(session), at[:, 0], at[:, 1]
+        return self._last
 
     def _filled(self) -> tuple[Column, int, np.ndarray, np.ndarray]:
         """The filled ones among some cells."""
@@ -163,8 +167,9 @@ class Writer:
         self.fill(column, seq, symbols, minutes, hashes(self.chance.randrange(1 << 30), len(symbols)))
 
     def fill(self, column: Column, seq: int, symbols: np.ndarray, minutes: np.ndarray, contents: np.ndarray) -> None:
-        """New records, and cells that name them, as the policy has it."""
-        ids, sums = append(self.state, column.payload_kind, contents), checksum_of(contents)
+        """New records, and cells that name them, as the policy has it; those of quotes have rows."""
+        artifact_id = self._new_artifact(len(symbols)) if column is Column.QUOTE_REF else 0
+        ids, sums = append(self.state, column.payload_kind, contents, artifact_id), checksum_of(contents)
         if self.policy == ORDERED:
             self._wait(durable=False)
         self._announce(column, seq, symbols, minutes, [(Status.FILLED, one) for one in contents.tolist()])
@@ -245,12 +250,13 @@ class Writer:
         self.tell("symbols", list(self.state.allocate(names).allocated))
 
     def _artifact(self) -> None:
-        name = f"{self.chance.randrange(1 << 60):020d}.parquet"
-        (self.state.artifact_root / name).write_bytes(b"rows")
-        self.state.artifacts.append(
-            Artifact(artifact_id=0, uri=name, checksum=0, bytes=4, rows=1, column="", session="", engine="")
-        )
+        """One that no cell will ever name."""
+        self._new_artifact(1)
+
+    def _new_artifact(self, rows: int) -> int:
+        artifact_id = add_rows(self.state, f"{self.chance.randrange(1 << 60):020d}.parquet", rows)
         self.tell("artifacts")
+        return artifact_id
 
     def _region(self) -> None:
         self.state.regions.add(symbol="AIG", symbol_id=0, start_ts=1, end_ts=2, priority=1)
@@ -293,12 +299,40 @@ class Writer:
         self.tell("backups")
 
     def _collect(self) -> None:
-        """All that may go goes: what is kept for undos too, once what took it is on disk."""
-        self._flush()
+        """All that may go goes: what is kept for undos too, and at once what the last step superseded."""
         for operation in sorted(self.promises.undo):
             self.tell("forgotten", operation)
-        for _ in collect(self.state, older_than_ns=1 << 62, current_prefix="x", dry_run=False, result=Collected()):
+        self._collected(older_than_ns=1 << 62)
+
+    def _retire(self) -> None:
+        """The quotes of a session lose their rows by age; nothing else goes."""
+        self._collected(older_than_ns=0, retire_sessions=(self.chance.choice(SESSIONS),))
+
+    def _collected(self, *, older_than_ns: int, retire_sessions: tuple[str, ...] = ()) -> None:
+        steps = collect(
+            self.state, older_than_ns=older_than_ns, current_prefix="x", dry_run=False, result=Collected(),
+            retire_sessions=retire_sessions,
+        )  # fmt: skip
+        for _ in steps:
             pass
+
+    def _reread(self) -> None:
+        """Retired quotes that cells name are read again: their records find their rows in a new artifact."""
+        rows = self.state.trade.session(self.state.calendar.session_seq(self.chance.choice(SESSIONS)))
+        slots = rows.slots(
+            Column.QUOTE_REF, *np.nonzero(rows.status[rows.column_index(Column.QUOTE_REF)] == Status.FILLED)
+        )
+        payloads = self.state.maps[PayloadKind.QUOTE]
+        ids = np.unique(slots["payload_id"]).astype(np.int64)
+        records = payloads.get_many(ids)
+        lost = records["record_flags"] & RECORD_RETIRED != 0
+        ids, records = ids[lost], records[lost]
+        if not len(ids):
+            return
+        records["record_flags"] &= ~np.uint8(RECORD_RETIRED)
+        records["artifact_id"] = self._new_artifact(len(ids))
+        records["row_start"], records["row_count"] = np.arange(len(ids)), 1
+        payloads.relocate(ids, records)
 
     def complete(self) -> None:
         """Fill every cell that a writer may have touched with what it is to hold in the end."""
