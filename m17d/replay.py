@@ -149,10 +149,22 @@ class ReplayServer:
             channel = self.channels.get(urlsplit(request.path).path.rstrip("/"))
             if channel is None:
                 return _response(404, b'{"status":"ERROR","error":"no such asset class"}', {})
-            return _response(503, b"", {}) if channel.is_cut else None
+            return self._refused(channel)
         async with self._answering:
             reply = await asyncio.to_thread(self.pages.answer, request.path, dict(request.headers.raw_items()))
         return _response(reply.status, reply.body, reply.headers)
+
+    @staticmethod
+    def _refused(channel: Channel) -> Response | None:
+        """Why a handshake is refused now, None where it is not."""
+        if channel.is_cut:
+            return _response(503, b"", {})
+        channel.handshakes += 1
+        faults = channel.faults
+        if channel.handshakes % (faults.busy + 1):
+            wait = {"Retry-After": f"{faults.busy_amount:.0f}"}
+            return _response(429, b'{"status":"ERROR","error":"too many connection attempts"}', wait)
+        return None
 
 
 def _response(status: int, body: bytes, headers: dict[str, str]) -> Response:

@@ -23,6 +23,7 @@ FAULTS: Final = {
     "garbage": "garbage=N: before every Nth frame comes one that is no frame",
     "429": "429=N[:S]: every Nth HTTP request is answered 429 with Retry-After S (1), and answered when it comes again",
     "500": "500=N: every Nth HTTP request is answered 500, and answered when it comes again",
+    "busy": "busy=N[:S]: of N + 1 websocket handshakes in a row the first N are answered 429 with Retry-After S (1)",
     "repeat_page": "repeat_page=N: every Nth page names itself as the next one",
 }
 """What each fault does; also the command's help."""
@@ -54,6 +55,8 @@ class Faults:
     too_many_amount: float = 1
     broken: int = 0
     repeat_page: int = 0
+    busy: int = 0
+    busy_amount: float = 1
 
 
 def parse_faults(text: str) -> Faults:

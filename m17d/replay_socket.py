@@ -113,6 +113,7 @@ class Channel:
     first: int = 0
     cursors: dict[str, Cursor] = field(default_factory=dict)
     events_sent: int = 0
+    handshakes: int = 0
     marks: list[tuple[int, str]] = field(default_factory=list)
 
     def __post_init__(self) -> None:

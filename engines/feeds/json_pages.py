@@ -17,7 +17,6 @@ import ssl
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from email.utils import parsedate_to_datetime
 from typing import Final, Self
 from urllib.parse import parse_qsl, urlencode, urljoin, urlsplit
 
@@ -33,7 +32,7 @@ from engines.feeds.feed_errors import (
     SourceRefused,
     SourceUnreachable,
 )
-from engines.feeds.retrying import RequestBudget, RetryPolicy
+from engines.feeds.retrying import RequestBudget, RetryPolicy, retry_after_seconds
 
 KEY_VARIABLES: Final = ("M17_API_KEY", "MASSIVE_API_KEY", "POLYGON_API_KEY")
 """Environment variables that may hold the key, first found first."""
@@ -299,21 +298,3 @@ def _said(body: bytes) -> str:
     except (msgspec.DecodeError, UnicodeDecodeError):
         return ""
     return " ".join((envelope.error or envelope.message or "").split())[:200]
-
-
-def retry_after_seconds(header: str | None, *, clock: Callable[[], float] = time.time) -> float | None:
-    """
-    Seconds that a ``Retry-After`` header asks for (RFC 9110, 10.2.3: seconds or a date); None where it says nothing.
-
-    Args:
-        clock: seconds since the epoch, for dates.
-    """
-    if header is None:
-        return None
-    text = header.strip()
-    if text.isascii() and text.isdigit():
-        return float(text)
-    try:
-        return max(0.0, parsedate_to_datetime(text).timestamp() - clock())
-    except ValueError:
-        return None

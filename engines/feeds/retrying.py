@@ -2,6 +2,7 @@
 When to try again: bounded attempts, growing pauses with a jitter that is computed, and a budget of requests a minute.
 
 The jitter comes from a counter and a seed, so a run can be repeated to the millisecond. Clock and sleep are handed in.
+What a service asks for (``Retry-After``) is read here for all of them.
 This module must never send anything.
 """
 
@@ -12,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
 from typing import Final
 
 _JITTER: Final = 0.25
@@ -90,3 +92,21 @@ class RequestBudget:
             self._sleep(pause)
             now = self._clock()
         self._sent.append(now)
+
+
+def retry_after_seconds(header: str | None, *, clock: Callable[[], float] = time.time) -> float | None:
+    """
+    Seconds that a ``Retry-After`` header asks for (RFC 9110, 10.2.3: seconds or a date); None where it says nothing.
+
+    Args:
+        clock: seconds since the epoch, for dates.
+    """
+    if header is None:
+        return None
+    text = header.strip()
+    if text.isascii() and text.isdigit():
+        return float(text)
+    try:
+        return max(0.0, parsedate_to_datetime(text).timestamp() - clock())
+    except ValueError:
+        return None

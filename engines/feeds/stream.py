@@ -21,7 +21,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
 
 from engines.feeds.feed_messages import FEED_BEGAN, SUBSCRIBED_LATER, FeedMessage, FeedState, Gap
-from engines.feeds.retrying import RetryPolicy
+from engines.feeds.retrying import RetryPolicy, retry_after_seconds
 from engines.feeds.stream_events import StatusEvent
 from engines.feeds.stream_intake import StreamIntake
 from engines.feeds.stream_settings import StreamSettings, Topics, topics_of_later
@@ -59,6 +59,16 @@ class _End:
     reason: str
     refused: bool = False
     retry_after_seconds: float = 0.0
+
+
+def _end_of(refusal: InvalidStatus) -> _End:
+    """What a handshake that HTTP refused means: 401 and 403 are the key's, all else may pass."""
+    response = refusal.response
+    reason = f"the server answers HTTP {response.status_code}"
+    if response.status_code in (401, 403):
+        return _End(f"auth_failed: {reason}", refused=True)
+    asked = retry_after_seconds(response.headers.get("Retry-After"))
+    return _End(reason if asked is None else f"{reason}; it asks for {asked:.0f} s", retry_after_seconds=asked or 0.0)
 
 
 Emit = Callable[[FeedMessage], Awaitable[None]]
@@ -230,11 +240,7 @@ class StreamClient:
         except TimeoutError:
             return _End(f"no answer within {self._settings.handshake_seconds:.0f} s")
         except InvalidStatus as refusal:
-            response = refusal.response
-            asked = response.headers.get("Retry-After", "")
-            told = f"; it asks for {asked} s" if asked.isdigit() else ""
-            reason = f"the server answers HTTP {response.status_code}{told}"
-            return _End(reason, retry_after_seconds=float(asked) if asked.isdigit() else 0.0)
+            return _end_of(refusal)
         except (InvalidHandshake, InvalidURI, OSError) as error:
             return _End(f"{type(error).__name__}: {error}")
         return _End(self._close_reason or "the connection ended")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import socket
 import ssl
@@ -182,6 +183,31 @@ def test_a_feed_that_misbehaves_in_every_way_is_said_in_words_and_loses_nothing(
     assert float(numbers['m17_feed_drops_total{engine="trade_ws",reason="no_room"}']) == 0
     # Two stalls and one kick of two connections, and a little for a machine that is busy.
     assert 4 <= float(numbers['m17_feed_reconnects_total{engine="trade_ws"}']) <= 12
+
+
+def test_a_service_that_has_too_many_handshakes_is_left_alone_as_long_as_it_asks(
+    market: Path, batch: Path, tmp_path: Path
+) -> None:
+    """HTTP 429 with Retry-After, at first and after a kick: degraded with the reason, few attempts, and the day's digest."""
+    seen: set[str] = set()
+    with replaying(market, SESSION, "--speed", "1200", "--faults", "busy=2:2,kick=2400") as replay:
+        write_config(tmp_path, SESSION[:4], live(replay.url, quotes=QUOTES, refused_pause_s=0.5))
+        with running(tmp_path) as daemon:
+
+            def over() -> bool:
+                one = daemon.engine("trade_ws")
+                if "HTTP 429" in one["detail"]:
+                    seen.add(one["state"])
+                return played(daemon)
+
+            daemon.until(over, "everything was played", 150)
+            assert daemon.engine("trade_ws")["state"] == "running"
+            refusals = re.findall(r"the server answers HTTP 429; it asks for 2 s; next attempt in (\S+) s", daemon.log)
+    assert seen == {"degraded"}
+    # Twice at the beginning and twice after the kick, on two connections, and a little for a machine that is busy.
+    assert 8 <= len(refusals) <= 16, daemon.log
+    assert min(float(pause) for pause in refusals) >= 2.0
+    assert digests(tmp_path, SESSION) == digests(batch, SESSION)
 
 
 def test_a_key_that_the_service_does_not_take_fails_the_engine_and_is_not_tried_over_and_over(

@@ -437,9 +437,9 @@ def test_a_fault_that_cannot_be_read_is_named(text: str) -> None:
 
 def test_all_faults_can_be_asked_for_at_once() -> None:
     """Names and amounts as in the help."""
-    text = "disconnect=1,abort=2,kick=3,stall=4:5,cut=10:15-10:40,duplicate=6,late=7:8,garbage=9,429=10:11,500=12,repeat_page=13"
+    text = "disconnect=1,abort=2,kick=3,stall=4:5,cut=10:15-10:40,duplicate=6,late=7:8,garbage=9,429=10:11,500=12,repeat_page=13,busy=14:15"
 
-    assert parse_faults(text) == Faults(1, 2, 3, 4, 5, (615, 640), 6, 7, 8, 9, 10, 11, 12, 13)
+    assert parse_faults(text) == Faults(1, 2, 3, 4, 5, (615, 640), 6, 7, 8, 9, 10, 11, 12, 13, 14, 15)
     assert {part.partition("=")[0] for part in text.split(",")} == set(FAULTS)
 
 

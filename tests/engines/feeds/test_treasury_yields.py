@@ -20,8 +20,8 @@ from engines.feeds.feed_errors import (
     SourceRefused,
     SourceUnreachable,
 )
-from engines.feeds.json_pages import PageSource, key_from_environment, retry_after_seconds
-from engines.feeds.retrying import RequestBudget, RetryPolicy
+from engines.feeds.json_pages import PageSource, key_from_environment
+from engines.feeds.retrying import RequestBudget, RetryPolicy, retry_after_seconds
 from engines.feeds.treasury_yields import TENORS, Curve, fetch_yields, read_yields
 from tests.engines.feeds.scripted_source import Answer, page, refusal, serving
 
