@@ -114,10 +114,11 @@ class FlatFileEngine:
 
     def health(self) -> Health:
         """Degraded while a source is damaged or out of reach, or symbols are refused; else what it waits for."""
-        damaged = [one for one in self._records() if one.state is SourceState.DAMAGED]
+        records = self._records()
+        damaged = [one for one in records if one.state is SourceState.DAMAGED]
         if damaged:
             return Health("degraded", f"{len(damaged)} damaged: {damaged[0].reason}")
-        refused = [one for one in self._records() if one.refused_symbols]
+        refused = [one for one in records if one.refused_symbols]
         if refused:
             names = ", ".join(refused[0].refused_names[:5])
             return Health("degraded", f"the symbol cap refused {refused[0].refused_symbols} symbols ({names})")
@@ -127,11 +128,11 @@ class FlatFileEngine:
             health = part.health()
             if health is not None:
                 return health
-        quarantined = [one for one in self._records() if one.first_bad]
+        quarantined = [one for one in records if one.first_bad]
         if quarantined and quarantined[0].first_bad:
             bad = quarantined[0].first_bad
             return Health("idle", f"{quarantined[0].name}: line {bad.line}: {bad.reason} (quarantined)")
-        waiting = sum(one.state is SourceState.WAITING for one in self._records())
+        waiting = sum(one.state is SourceState.WAITING for one in records)
         return Health("idle", f"{waiting} files waited for" if waiting else "")
 
     def numbers(self) -> list[Number]:

@@ -276,15 +276,14 @@ class Explaining:
                 column, RETIRING, Said("retired", lost, _RETIRED, _READ_AGAIN), inputs.symbol_ids, row, unset
             )
 
-    def behind(self, session: str, column: Column) -> np.ndarray:
-        """bool[symbols of the universe, minutes]: cells of a derived column with an input that is not filled."""
-        universe = self.state.universe(session)
+    def behind(self, session: str, column: Column, symbol_ids: np.ndarray) -> np.ndarray:
+        """bool[n, minutes]: cells of a derived column, of some symbols of the universe, with an input that is not filled."""
         seq = self.state.calendar.session_seq(session)
-        selection = Selection(session, seq, universe, 0, int(self.state.calendar.minutes[seq]), None)
-        found = np.zeros((len(universe), selection.minutes), dtype=bool)
+        selection = Selection(session, seq, symbol_ids, 0, int(self.state.calendar.minutes[seq]), None)
+        found = np.zeros((len(symbol_ids), selection.minutes), dtype=bool)
         for source in UPSTREAM[column]:
             _, row, _, missing = self._missing(selection, column, source, judged=False)
-            found |= behind_inputs(column, source, missing, row, len(universe))
+            found |= behind_inputs(column, source, missing, row, len(symbol_ids))
         return found
 
     def _missing(

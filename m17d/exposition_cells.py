@@ -13,7 +13,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 
 from ledger.columns import RAW_COLUMNS, Column
 from ledger.state import State
-from m17d.measuring import InUse, Measuring, as_counts, totals
+from m17d.measuring import InUse, Measuring, as_counts, open_sessions, totals
 from m17d.quality import Quality
 
 STATUSES: Final = ("empty", "pending", "filled", "cleared", "not_applicable", "not_due")
@@ -45,11 +45,13 @@ class CellFamilies:
             in_use.append((session, self._measuring.session(session)))
             yield
         lags: dict[tuple[Column, bool], float] = {}
-        for column in Column:
+        for column, having_open in zip(Column, open_sessions(in_use), strict=True):
             for ready in (False, True)[: 1 + (column not in RAW_COLUMNS)]:
                 lags[column, ready] = 0.0
-                for one in in_use:
-                    lags[column, ready] = self._measuring.lag_minutes(column, [one], ready=ready)
+                for at in having_open.tolist():
+                    if in_use[at][1].is_known_whole(column, ready=ready):
+                        continue
+                    lags[column, ready] = self._measuring.lag_minutes(column, [in_use[at]], ready=ready)
                     yield
                     if lags[column, ready]:
                         break

@@ -43,6 +43,10 @@ class Measured:
         row = self.counts[_INDEX[column]]
         return int(row[0] + row[1] + row[3])
 
+    def is_known_whole(self, column: Column, *, ready: bool) -> bool:
+        """Whether it was searched and has no open cell, or with ``ready`` none whose inputs are all filled."""
+        return (self.first_ready if ready else self.first_open).get(column, 0) is None
+
     def with_rows(self, column: Column) -> int:
         """Filled cells of the column that have rows."""
         row = self.counts[_INDEX[column]]
@@ -51,6 +55,7 @@ class Measured:
 
 _INDEX: Final = {column: index for index, column in enumerate(Column)}
 _FILLED, _STALE = COUNT_NAMES.index("filled"), COUNT_NAMES.index("stale")
+_OPEN: Final = [COUNT_NAMES.index(name) for name in ("empty", "pending", "cleared")]
 InUse = list[tuple[str, Measured]]
 """Sessions and how they stand."""
 
@@ -61,8 +66,8 @@ class Measuring:
     def __init__(self, state: State, reading: Reading) -> None:
         self.state = state
         self.reading = reading
-        self.blocked: Callable[[str, Column], np.ndarray] | None = None
-        """bool[symbols of the universe, minutes], cells behind inputs that are not filled; from whoever knows."""
+        self.blocked: Callable[[str, Column, np.ndarray], np.ndarray] | None = None
+        """bool[n, minutes], cells of some symbols behind inputs that are not filled; from whoever knows."""
         self._held: dict[str, dict[Signature, Measured]] = {}
         self._universes: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
 
@@ -105,10 +110,10 @@ class Measuring:
             ready: only cells whose inputs are all filled, so that their own engine is what they wait for.
         """
         for session, measured in in_use:
-            if not measured.open_cells(column):
-                continue
             found = measured.first_ready if ready else measured.first_open
             if column not in found:
+                if not measured.open_cells(column):
+                    continue
                 find = self._first_ready if ready else self._first_open
                 found[column] = find(session, column, measured)
                 self._keep(session, self.signature(session), measured)
@@ -210,19 +215,32 @@ class Measuring:
         if not measured.counts[_INDEX[column], 1:4].any():
             # Nothing is set, and something is due: the first window is.
             return 0
-        return _first(self._open(session, column))
+        return _first(self._open(session, column)[1])
 
     def _first_ready(self, session: str, column: Column, measured: Measured) -> int | None:
         del measured
-        if column in RAW_COLUMNS or self.blocked is None:
-            return _first(self._open(session, column))
-        return _first(self._open(session, column) & ~self.blocked(session, column))
+        symbol_ids, cells = self._open(session, column)
+        if len(cells) and column not in RAW_COLUMNS and self.blocked is not None:
+            cells = cells & ~self.blocked(session, column, symbol_ids)
+        return _first(cells)
 
-    def _open(self, session: str, column: Column) -> np.ndarray:
-        universe, _, options = self.universe(session)
-        state = self.reading.planes(session, column, universe, options, judged=False).state
+    def _open(self, session: str, column: Column) -> tuple[np.ndarray, np.ndarray]:
+        """i64[n], the symbols that have due cells which are not filled, and these cells: bool[n, minutes]."""
+        universe, words, options = self.universe(session)
+        seq, ledger = self.state.calendar.session_seq(session), self.state.ledger_of(column)
+        having = applicable(column, words, options)
+        if ledger.exists(seq):
+            # Most symbols are whole: what costs is only asked of the others.
+            rows = ledger.session(seq)
+            status = rows.status[rows.column_index(column), universe, : rows.place.minutes]
+            having = (having & (status != Status.FILLED).any(axis=1)) | (
+                (status != Status.EMPTY) & (status != Status.FILLED)
+            ).any(axis=1)
+        symbol_ids = universe[having]
+        state = self.reading.planes(session, column, symbol_ids, options[having], judged=False).state
         found: np.ndarray = (state == Status.EMPTY) | (state == Status.PENDING) | (state == Status.CLEARED)
-        return found
+        some = found.any(axis=1)
+        return symbol_ids[some], found[some]
 
 
 def totals(in_use: InUse) -> np.ndarray:
@@ -230,6 +248,15 @@ def totals(in_use: InUse) -> np.ndarray:
     return np.sum(
         [measured.counts for _, measured in in_use] or [np.zeros((len(Column), len(COUNT_NAMES)))], axis=0
     ).astype(np.int64)
+
+
+def open_sessions(in_use: InUse) -> list[np.ndarray]:
+    """By column, in the order of Column: i64[n], places of the sessions that have due cells which are not filled."""
+    if not in_use:
+        return [np.zeros(0, dtype=np.int64) for _ in Column]
+    counts = np.array([measured.counts for _, measured in in_use])
+    having: np.ndarray = counts[:, :, _OPEN].sum(axis=2) > 0
+    return [np.flatnonzero(row) for row in having.T]
 
 
 def as_counts(counts: np.ndarray) -> dict[Column, dict[str, int]]:

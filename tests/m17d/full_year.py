@@ -17,29 +17,37 @@ PRICES = "trade/of-the-year.parquet"
 
 
 def names(stocks: int) -> list[str]:
-    """So many stocks, then a chain on each."""
-    return [*(f"S{number:02d}" for number in range(stocks)), *(f"O:S{number:02d}" for number in range(stocks))]
+    """So many stocks, at most 676, then a chain on each; three letters, because a root that ends in a digit is an adjusted one."""
+    own = [f"S{chr(65 + number // 26)}{chr(65 + number % 26)}" for number in range(stocks)]
+    return [*own, *(f"O:{name}" for name in own)]
 
 
 def fill_session(state: State, seq: int, missing: int, stocks: int = 8) -> None:
-    """Every cell without rows, but for the last minutes; the state has the symbols of :func:`names`."""
+    """Every cell without rows, but for the last minutes; the state has the symbols of :func:`names`, or more."""
     session, minutes = state.calendar.date(seq), int(state.calendar.minutes[seq]) - missing
-    own, chains = np.arange(stocks), np.arange(stocks, 2 * stocks)
-    for dataset, ids in (
+    ids = np.array([state.symbols.resolve(name) for name in names(stocks)])
+    own, chains = ids[:stocks], ids[stocks:]
+    for dataset, held in (
         (Dataset.STOCK_TRADES, own),
         (Dataset.STOCK_QUOTES, own),
         (Dataset.OPTION_TRADES, chains),
     ):
-        zeros = np.zeros(len(ids))
-        symbols = pack_symbols(ids, np.ones(len(ids)), zeros, zeros)
+        zeros = np.zeros(len(held))
+        symbols = pack_symbols(held, np.ones(len(held)), zeros, zeros)
         state.sources.put(
             SourceRecord(dataset=dataset.value, session=session, state=SourceState.COMPLETE, symbols=symbols)
         )
     for column in Column:
-        ids = chains if column is Column.GREEKS_REF else own if column in AGGREGATE_MINUTES else np.arange(2 * stocks)
+        held = chains if column is Column.GREEKS_REF else own if column in AGGREGATE_MINUTES else ids
         rows = state.ledger_of(column).session(seq)
-        cells = np.repeat(ids, minutes), np.tile(np.arange(minutes), len(ids))
+        cells = np.repeat(held, minutes), np.tile(np.arange(minutes), len(held))
         rows.set_many(column, *cells, 1, 123, flags=int(Flag.NO_ROWS), now_ns=rows.now_ns())
+
+
+def fill_sessions(state: State, seqs: range, stocks: int = 8) -> None:
+    """Some sessions of the year; every tenth lacks its last 20 minutes."""
+    for seq in seqs:
+        fill_session(state, seq, 20 if seq % 10 == 0 else 0, stocks)
 
 
 def price_sessions(state: State, seqs: range) -> None:

@@ -32,7 +32,7 @@ from m17ctl.tui.pump import Pump
 from m17ctl.tui.view import Surroundings, View
 from m17d.protocol import EnginesListRequest, SessionsListRequest
 from tests.m17d.daemon_process import running, socket_of
-from tests.m17d.full_year import fill_session, names, price_sessions
+from tests.m17d.full_year import fill_sessions, names, price_sessions
 
 REACH: Final = {"tui_key_p95_ms": 50.0, "tui_key_busy_p95_ms": 50.0}
 STOCKS: Final = 20
@@ -109,8 +109,7 @@ def _make_year(folder: Path) -> None:
     with open_state(folder / "ledger.state") as state:
         state.allocate(names(STOCKS))
         full = range(state.calendar.session_seq(BUSY_SESSIONS[0]))
-        for seq in full:
-            fill_session(state, seq, 20 if seq % 10 == 0 else 0, STOCKS)
+        fill_sessions(state, full, STOCKS)
         price_sessions(state, full)
 
 
@@ -131,7 +130,9 @@ async def _keys(folder: Path) -> tuple[dict[str, list[float]], bool]:
     with Client(path, 30) as client:
         axis = Axis.of(client.call(SessionsListRequest()).sessions)
         file = folder / "settings" / "tui.json"
-        kept = settings.Settings(symbol="S00", first_session=axis.days[0].session, last_session=axis.days[-1].session)
+        kept = settings.Settings(
+            symbol=names(1)[0], first_session=axis.days[0].session, last_session=axis.days[-1].session
+        )
         settings.save(file, "bench", kept)
         view = _Timed(
             Surroundings(
