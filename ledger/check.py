@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -30,6 +31,8 @@ _SYMBOLS_AT_ONCE: Final = 8
 _RECORDS_AT_ONCE: Final = 8192
 _BYTES_AT_ONCE: Final = 4 << 20
 _EXAMPLES_MAX: Final = 20
+_STAT_BLOCK_BYTES: Final = 512
+"""Unit of ``st_blocks``, whatever the file system's block is."""
 _SHIFT: Final = np.uint64(32)
 _RESTART: Final = "start m17d once; mapping the session writes it again"
 _REFILL: Final = "clear the cell; its engine fills it again"
@@ -50,19 +53,39 @@ def verify(state: State, checked: Checked, session: str | None = None) -> Iterat
     """
     named = {kind: np.zeros(payloads.next_id + 1, dtype=bool) for kind, payloads in state.maps.items()}
     seqs = None if session is None else {state.calendar.session_seq(session)}
-    for ledger in (state.trade, state.enrichment):
-        for seq in ledger.existing():
-            if seqs is None or seq in seqs:
-                yield from _session(state, ledger, seq, checked, named)
+    chosen = [
+        (ledger, seq)
+        for ledger in (state.trade, state.enrichment)
+        for seq in ledger.existing()
+        if seqs is None or seq in seqs
+    ]
+    checked.bytes_total = sum(_bytes_on_disk(ledger.path(seq)) for ledger, seq in chosen)
+    if session is None:
+        checked.bytes_total += sum(_bytes_on_disk(payloads.path) for payloads in state.maps.values())
+        checked.bytes_total += sum(artifact.bytes for artifact in state.artifacts.all())
+    for ledger, seq in chosen:
+        yield from _session(state, ledger, seq, checked, named)
     artifacts: set[int] = set()
     for kind in state.maps:
         yield from _records(state, kind, named[kind], checked, artifacts, everything=session is None)
+    # Now it is known which artifacts are read.
+    checked.bytes_total = checked.bytes + sum(
+        state.artifacts.get(one).bytes for one in artifacts if one <= len(state.artifacts)
+    )
     for artifact_id in sorted(artifacts):
         yield from _artifact(state, artifact_id, checked)
     if session is None:
         yield from check_small_files(state, checked)
         _orphans(state, artifacts, checked)
         yield
+
+
+def _bytes_on_disk(path: Path) -> int:
+    """What a sparse file takes; 0 for one that cannot be looked at."""
+    try:
+        return path.stat().st_blocks * _STAT_BLOCK_BYTES
+    except OSError:
+        return 0
 
 
 # ---- sessions
@@ -138,6 +161,7 @@ def _blocks(
 ) -> np.ndarray:
     """Blocks of consecutive symbols; returns i64[columns, 4], their statuses."""
     words, padding = rows.read_blocks(first, last)
+    checked.bytes += words.nbytes + padding.nbytes
     minutes = rows.place.minutes
     used = np.asarray(words.any(axis=(1, 2)) | padding.any(axis=1))
     symbol_ids = np.arange(first, last)[used]
@@ -210,6 +234,7 @@ def _records(
         checked.find("mark", fault, where, "start m17d once; the page is written again")
     for ids in _written_ids(payloads) if everything else _pieces(np.flatnonzero(named)):
         records = payloads.get_many(ids, check=False)
+        checked.bytes += records.nbytes
         good = good_at(records, ids)
         used = named[ids] if everything else np.ones(len(ids), dtype=bool)
         checked.payloads += int(np.count_nonzero(good))
@@ -269,6 +294,7 @@ def _artifact(state: State, artifact_id: int, checked: Checked) -> Iterator[None
         with path.open("rb") as file:
             while piece := file.read(_BYTES_AT_ONCE):
                 checksum, size = zlib.crc32(piece, checksum), size + len(piece)
+                checked.bytes += len(piece)
                 yield
     except OSError as error:
         checked.find("artifact", f"it cannot be read: {error.strerror}", str(path), hint)

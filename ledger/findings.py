@@ -29,6 +29,10 @@ class Checked:
     orphan_files: int = 0
     orphan_bytes: int = 0
     orphan_records: int = 0
+    bytes: int = 0
+    """Read so far of rows, records and artifacts."""
+    bytes_total: int = 0
+    """How many there are to read, as far as that is known by now."""
     findings: list[Finding] = field(default_factory=list)
 
     def find(self, code: str, message: str, where: str, hint: str) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from ledger.columns import Column
-from m17ctl.formats import format_count, format_duration, format_share
+from m17ctl.formats import format_bytes, format_count, format_duration, format_share
 from m17d.replies import Counts
 
 _SPARKS: Final = "▁▂▃▄▅▆▇█"
@@ -154,13 +154,17 @@ def progress_line(done: int, total: int, *, unit: str, seconds: float, eta_s: fl
     rate = done / seconds if seconds > 0 else 0.0
     if eta_s is None and rate > 0 and total:
         eta_s = (total - done) / rate
-    parts = [f"{bar(done, total, 20)} {format_count(done)}/{format_count(total)} {unit}" if total else ""]
-    if not total:
-        parts = [f"{format_count(done)} {unit}"]
+    if unit == "bytes":
+        so_far, whole, speed = format_bytes(done), format_bytes(total), format_bytes(int(rate))
     else:
-        parts.append(format_share(done, total))
+        so_far, whole = format_count(done), f"{format_count(total)} {unit}"
+        speed = f"{rate:,.0f}" if rate >= 10 else f"{rate:.1f}"
+    if total:
+        parts = [f"{bar(done, total, 20)} {so_far}/{whole}", format_share(done, total)]
+    else:
+        parts = [so_far if unit == "bytes" else f"{so_far} {unit}"]
     if rate > 0:
-        parts.append(f"{rate:,.0f}/s" if rate >= 10 else f"{rate:.1f}/s")
+        parts.append(f"{speed}/s")
     if eta_s is not None:
         parts.append(f"{format_duration(eta_s)} left")
     return "  ".join([*parts, detail] if detail else parts)

@@ -132,20 +132,23 @@ def verify(
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Check a state directory that no daemon holds; exit 1 when something is wrong."""
+    import time
+
     import msgspec
 
     from ledger.check import Checked, verify
     from ledger.state import open_state
     from m17d.upkeep import verify_reply
 
-    checked = Checked()
+    checked, started_s = Checked(), time.monotonic()
     with _errors(), open_state(state, readonly=True, lock=True) as opened:
         for _ in verify(opened, checked):
             pass
     if json:
-        print(msgspec.json.encode(verify_reply(checked)).decode())
+        print(msgspec.json.encode(verify_reply(checked, time.monotonic() - started_s)).decode())
     else:
-        print(f"{checked.slots:,} slots, {checked.payloads:,} payloads, {checked.artifacts:,} artifacts")
+        counts = f"{checked.slots:,} slots, {checked.payloads:,} payloads, {checked.artifacts:,} artifacts"
+        print(f"{counts}: {checked.bytes / 2**20:,.1f} MiB in {time.monotonic() - started_s:.1f} s")
         for finding in checked.findings:
             print(f"{finding.code}: {finding.message} ({finding.where}); {finding.hint}")
     raise typer.Exit(1 if checked.findings else 0)

@@ -221,13 +221,15 @@ class Finding(Reply, frozen=True, kw_only=True):
 
 
 class VerifyReply(Reply, frozen=True, kw_only=True):
-    """What was checked and what was found; orphans are no findings."""
+    """What was checked and what was found; orphans are no findings. ``bytes`` of rows, records and artifacts were read."""
 
     slots: int
     payloads: int
     artifacts: int
     orphans: Orphans
     findings: list[Finding]
+    bytes: int = 0
+    seconds: float = 0.0
 
 
 class DigestReply(Reply, frozen=True, kw_only=True):
@@ -261,10 +263,15 @@ class BackupReply(Reply, frozen=True, kw_only=True):
 
 
 class GcReply(Reply, frozen=True, kw_only=True):
-    """What was removed, or would be: what no cell named, and quotes by their age (``records``: of cells that stay)."""
+    """
+    What was removed, or would be: what no cell named, and quotes by their age (``records``: of cells that stay).
+
+    ``undos`` operations were too old to be undone, and are forgotten.
+    """
 
     removed: Orphans
     retired: Orphans = field(default_factory=Orphans)
+    undos: int = 0
     dry_run: bool
 
 

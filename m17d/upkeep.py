@@ -31,6 +31,8 @@ from m17d.taking import audit_operator, claimed
 _REST: Final = Rest(0.02)
 """Between two looks at the process that verifies."""
 _COLLECTION: Final = "a collection"
+_STEPS_A_WORD: Final = 64
+"""Steps of long work from one word on how far it is to the next."""
 
 
 class Upkeep:
@@ -43,12 +45,12 @@ class Upkeep:
         self.config = config
         self._busy = ""
 
-    def verify(self, request: protocol.VerifyRequest) -> Iterator[outcomes.VerifyReply | None]:
-        """Walk one session, or everything, between requests."""
-        checked = Checked()
-        for _ in verify(self.state, checked, request.session):
-            yield None
-        yield verify_reply(checked)
+    def verify(self, request: protocol.VerifyRequest) -> Iterator[outcomes.VerifyReply | outcomes.Progress | None]:
+        """Walk one session, or everything, between requests; says how far it is."""
+        checked, started_s = Checked(), time.monotonic()
+        for number, _ in enumerate(verify(self.state, checked, request.session)):
+            yield _walked(checked) if number % _STEPS_A_WORD == 0 else None
+        yield verify_reply(checked, time.monotonic() - started_s)
 
     @contextlib.contextmanager
     def _alone(self, what: str) -> Iterator[None]:
@@ -70,9 +72,8 @@ class Upkeep:
             raise Refused("bad_request", f"{target} lies inside the state", "choose a directory elsewhere")
         with self._alone("a backup"):
             for number, _ in enumerate(backup(self.state, target, copied)):
-                yield (
-                    outcomes.Progress(done=copied.bytes, unit="bytes", detail="copying") if number % 64 == 63 else None
-                )
+                said = number % _STEPS_A_WORD == _STEPS_A_WORD - 1
+                yield outcomes.Progress(done=copied.bytes, unit="bytes", detail="copying") if said else None
             yield from self._verified(target)
             finish(self.state, target)
         yield outcomes.BackupReply(
@@ -100,7 +101,7 @@ class Upkeep:
             )
 
     def collect(self, request: protocol.GcRequest, context: Context) -> Iterator[outcomes.GcReply | None]:
-        """Remove artifacts that nothing names and that are older than the retention, and quotes by their age."""
+        """Remove artifacts that nothing names and that are older than the retention, undos as old, and quotes by their age."""
         result, retention, now_ns = Collected(), self.config.retention, self.state.system.now_ns()
         steps = collect(
             self.state,
@@ -125,9 +126,10 @@ class Upkeep:
                 audit_operator(context),
                 claimed=claimed(context),
                 cells={RETIRING.value: retired.records},
-                result=f"removed {removed.files} files that no cell named, {retired.files} of quotes by age",
+                result=f"removed {removed.files} files that no cell named, {retired.files} of quotes by age, "
+                f"forgot {result.undos} undos",
             )
-        yield outcomes.GcReply(removed=removed, retired=retired, dry_run=request.dry_run)
+        yield outcomes.GcReply(removed=removed, retired=retired, undos=result.undos, dry_run=request.dry_run)
 
     def _retired_by(self, now_ns: int) -> list[str]:
         """Sessions whose quotes are as old as the config keeps them, but for those that a task reads now."""
@@ -143,8 +145,15 @@ class Upkeep:
         return self._busy == _COLLECTION
 
 
-def verify_reply(checked: Checked) -> outcomes.VerifyReply:
-    """What a walk found, as the wire shows it."""
+def _walked(checked: Checked) -> outcomes.Progress:
+    found = f"{len(checked.findings):,} findings so far" if checked.findings else ""
+    return outcomes.Progress(
+        done=checked.bytes, total=max(checked.bytes, checked.bytes_total), unit="bytes", detail=found
+    )
+
+
+def verify_reply(checked: Checked, seconds: float) -> outcomes.VerifyReply:
+    """What a walk found in so many seconds, as the wire shows it."""
     return outcomes.VerifyReply(
         slots=checked.slots,
         payloads=checked.payloads,
@@ -156,4 +165,6 @@ def verify_reply(checked: Checked) -> outcomes.VerifyReply:
             outcomes.Finding(code=one.code, message=one.message, hint=one.hint, where=one.where)
             for one in checked.findings
         ],
+        bytes=checked.bytes,
+        seconds=round(seconds, 3),
     )

@@ -45,7 +45,7 @@ def verify(
 def _verify_lines(invocation: Invocation, reply: VerifyReply) -> Iterator[str]:
     checked = (
         f"{format_count(reply.slots)} slots, {format_count(reply.payloads)} payloads, "
-        f"{format_count(reply.artifacts)} artifacts"
+        f"{format_count(reply.artifacts)} artifacts: {format_bytes(reply.bytes)} in {format_duration(reply.seconds)}"
     )
     if not reply.findings:
         yield invocation.terminal.paint(f"sound: {checked}", "whole")
@@ -91,7 +91,7 @@ def _backup_line(reply: BackupReply) -> str:
 
 @app.command("gc", epilog="Example: m17ctl gc --dry-run")
 def gc(context: typer.Context, dry_run: DryRunOption = False) -> None:
-    """Remove the artifacts that no cell names, and quotes as old as [retention] quotes_days."""
+    """Remove the artifacts that no cell names, undos as old as superseded_days, and quotes as old as quotes_days."""
     invocation = invocation_of(context)
     reply = invocation.call(GcRequest(dry_run=dry_run), GcReply, long=True)
     invocation.emit(
@@ -110,6 +110,9 @@ def _gc_lines(reply: GcReply) -> Iterator[str]:
             f"{verb} {files} of quotes by their age; "
             f"{format_count(reply.retired.records)} cells stay filled, without rows"
         )
+    if reply.undos:
+        forget = "would forget" if reply.dry_run else "forgot"
+        yield f"{forget} {format_count(reply.undos)} operations that are too old to be undone"
 
 
 @app.command("doctor", epilog="Example: m17ctl doctor")

@@ -176,6 +176,16 @@ def test_a_change_sends_exactly_what_was_said_and_prints_the_reply(
     assert m17ctl(reply, *words).out.strip()
 
 
+@pytest.mark.parametrize(("dry_run", "said"), [(True, "would forget"), (False, "forgot")])
+def test_a_collection_says_how_many_operations_can_be_undone_no_more(dry_run: bool, said: str) -> None:
+    """Only where there are any; a daemon of before does not say it."""
+    none = GcReply(removed=Orphans(), dry_run=dry_run)
+    some = GcReply(removed=Orphans(), undos=3, dry_run=dry_run)
+    words = ("gc", "--dry-run") if dry_run else ("gc",)
+    assert f"{said} 3 operations that are too old to be undone" in m17ctl(some, *words).out
+    assert "undone" not in m17ctl(none, *words).out
+
+
 def test_a_relative_backup_directory_is_made_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The daemon has another working directory."""
     monkeypatch.chdir(tmp_path)

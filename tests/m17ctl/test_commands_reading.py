@@ -431,12 +431,16 @@ def test_verify_exits_1_for_findings_and_orphans_are_none(findings: int, code: i
         artifacts=3,
         orphans=Orphans(files=4, bytes=5, records=6),
         findings=[Finding(code="seal", message="broken", hint="clear it", where="AIG")] * findings,
+        bytes=3 << 20,
+        seconds=12.3,
     )
     ran = m17ctl(reply, "--json", "verify", "2013-10-07")
     assert ran.asked == [VerifyRequest(session="2013-10-07")]
     assert ran.code == code
     assert json.loads(ran.out) == json.loads(msgspec.json.encode(reply))
-    assert "m17ctl gc" in m17ctl(reply, "verify").out
+    said = m17ctl(reply, "verify").out
+    assert "m17ctl gc" in said
+    assert "1 slots, 2 payloads, 3 artifacts: 3.0 MiB in 12 s" in said
 
 
 def test_audit_is_one_record_a_line_and_a_broken_chain_exits_1() -> None:

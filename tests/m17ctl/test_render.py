@@ -146,6 +146,9 @@ def test_sparklines_progress_fields_and_trees_look_like_this() -> None:
     line = progress_line(50, 200, unit="cells", seconds=5.0, eta_s=None)
     assert line == "█████░░░░░░░░░░░░░░░ 50/200 cells  25.0 %  10/s  15 s left"
     assert progress_line(7, 0, unit="files", seconds=0.0, eta_s=None) == "7 files"
+    line = progress_line(1 << 30, 1 << 32, unit="bytes", seconds=4.0, eta_s=None, detail="2 findings so far")
+    assert line == "█████░░░░░░░░░░░░░░░ 1.0 GiB/4.0 GiB  25.0 %  256.0 MiB/s  12 s left  2 findings so far"
+    assert progress_line(3 << 20, 0, unit="bytes", seconds=0.0, eta_s=None) == "3.0 MiB"
     assert fields([("a", "1"), ("long", "2")]) == ["a     1", "long  2"]
     assert tree("top", [["one", "two"], ["three"]]) == ["top", "├─ one", "│  two", "└─ three"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -123,9 +124,13 @@ def test_quotes_go_by_age_and_everything_else_stays(client: Client, folder: Path
     assert after == before
     assert after[Column.AGGRESSOR_REF].stale == after[Column.GREEKS_REF].stale == 0
     assert digest(folder) == seen
-    found = client.call(protocol.VerifyRequest())
+    heard: list[outcomes.Progress] = []
+    found = client.call(protocol.VerifyRequest(), on_progress=heard.append)
     assert found.findings == []
     assert found.orphans.files == 0
+    size = sum(path.stat().st_size for path in (folder / "ledger.state" / "artifacts").rglob("*.parquet"))
+    assert found.bytes > size and found.seconds > 0
+    assert heard and all(one.unit == "bytes" and 0 < one.done <= one.total for one in heard)
     last = client.call(protocol.AuditRequest(tail=2)).records
     assert [record["op"] for record in last] == ["gc", "gc"]
 
@@ -204,9 +209,50 @@ def test_command_says_what_went(folder: Path) -> None:
         "gc",
         "--dry-run",
     ]
-    end, said = time.monotonic() + 60, ""
+    end, said = time.monotonic() + 120, ""
     # A session that a task reads is left for the next time.
     while "of quotes by their age" not in said:
         assert time.monotonic() < end, said
         said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert "would remove" in said
+
+
+def undo_file(folder: Path, operation: str) -> Path:
+    """Where the slots that an operation took are kept."""
+    return folder / "ledger.state" / "audit" / "undo" / operation
+
+
+def test_undos_as_old_as_the_retention_are_forgotten_and_younger_ones_stay(client: Client, folder: Path) -> None:
+    """A dry run counts them; then they are gone, the reply, the audit log and the command say how many."""
+    client.call(protocol.EnginesControlRequest(engine="nbbo", action="pause"))
+    taken = []
+    for minute in ("11:00", "11:01"):
+        near = protocol.Range(
+            session=SESSION, symbols="AAPL", from_ts=minute, to_ts=f"{minute[:-1]}{int(minute[-1]) + 1}"
+        )
+        taken.append(client.call(protocol.ClearRequest(columns=SIDES, range=near, cause="test", accept_loss=True)))
+    assert [one.cleared for one in taken] == [{Column.AGGRESSOR_REF: 1}] * 2
+    old, young = (one.operation for one in taken)
+    # Whatever earlier tests left is forgotten first.
+    age = time.time() - 2 * 24 * 3600
+    for path in undo_file(folder, old).parent.iterdir():
+        if path.name != young:
+            os.utime(path, (age, age))
+    planned = gc(client, dry_run=True)
+    assert planned.undos == len(list(undo_file(folder, old).parent.iterdir())) - 1 >= 1
+    assert undo_file(folder, old).exists()
+    words = [sys.executable, "-m", "m17ctl", "--socket", str(folder / "ledger.state" / "m17d.sock"), "gc"]
+    said = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+    assert f"forgot {planned.undos} operations that are too old to be undone" in said
+    assert not undo_file(folder, old).exists()
+    assert undo_file(folder, young).exists()
+    record = client.call(protocol.AuditRequest(tail=1)).records[0]
+    assert (record["op"], record["result"].rpartition(", ")[2]) == ("gc", f"forgot {planned.undos} undos")
+    with pytest.raises(RemoteFailure) as refused:
+        client.call(protocol.UndoRequest(operation=old, cause="test"))
+    assert refused.value.exit_code == 6
+    undone = client.call(protocol.UndoRequest(operation=young, cause="test"))
+    assert undone.restored == {Column.AGGRESSOR_REF: 1}
+    assert gc(client).undos == 0
+    assert client.call(protocol.VerifyRequest()).findings == []
+    client.call(protocol.EnginesControlRequest(engine="nbbo", action="resume"))
