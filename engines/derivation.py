@@ -96,6 +96,9 @@ class Derivation(Protocol):
     def judge(self, session_seq: int, column: Column, units: np.ndarray) -> Judged:
         """What the inputs say now."""
 
+    def at_rest(self, session_seq: int, units: np.ndarray) -> np.ndarray | None:
+        """bool[n]: units that need no judging, because no own cell is filled and none could be made; None: judge each."""
+
     def weigh(self, session_seq: int, cells: Cells) -> np.ndarray:
         """i64[n]: rows to read and write for each cell; below 0 where an input can no longer be read."""
 

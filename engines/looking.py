@@ -119,6 +119,8 @@ class Look:
         self._under_way = np.zeros(SYMBOLS_MAX, dtype=np.uint16)
         self.notes = np.zeros(SYMBOLS_MAX, dtype=np.uint32)
         """How often each unit was judged."""
+        self.sifted_s = 0.0
+        """When all units were last sifted at once, monotonic seconds."""
         self._counts: dict[LedgerKind, tuple[int, int]] = {}
         self._changes: dict[LedgerKind, np.ndarray] = {}
         self._marks: dict[tuple[int, Column], tuple[np.ndarray, np.ndarray]] = {}
@@ -209,6 +211,17 @@ class Look:
                 if one.stale[position].any():
                     self._stale[unit, one.column] = int(one.stale[position].sum())
                     self._marks[unit, one.column] = (one.stale[position].copy(), one.by_recipe[position].copy())
+
+    def pass_over(self, units: np.ndarray) -> None:
+        """Units that need no judging: there is nothing to make in them, and nothing stale."""
+        self._unjudged[units] = False
+        self.notes[units] += np.uint32(1)
+        self.generation += 1
+        gone = set(units.tolist())
+        for unit in gone & self.open.keys():
+            del self.open[unit]
+        for key in [key for key in self._marks if key[0] in gone]:
+            del self._marks[key], self._stale[key]
 
     def taken(self, units: np.ndarray, notes: np.ndarray) -> None:
         """

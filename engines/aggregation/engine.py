@@ -134,6 +134,10 @@ class AggregationDerivation:
             self._held = (key, members.sums(units))
         return self._held[1]
 
+    def at_rest(self, session_seq: int, units: np.ndarray) -> None:
+        """Not known without looking at the members."""
+        del session_seq, units
+
     def judge(self, session_seq: int, column: Column, units: np.ndarray) -> Judged:
         """Readiness and prints of the windows of one length over some underlyings."""
         sums, length = self._sums(session_seq, units), AGGREGATE_MINUTES[column]

@@ -171,6 +171,10 @@ class GreeksDerivation:
             found[position] = recipe
         return found
 
+    def at_rest(self, session_seq: int, units: np.ndarray) -> None:
+        """Not known without looking at the underlyings."""
+        del session_seq, units
+
     def judge(self, session_seq: int, column: Column, units: np.ndarray) -> Judged:
         """Readiness and prints of all windows of some option symbols."""
         del column

@@ -22,7 +22,7 @@ from engines.derived_rows import InputRows, input_rows, readable
 from engines.nbbo.policy import KERNEL_VERSION, NbboPolicy
 from engines.nbbo.print_classes import PrintTable
 from engines.scope import take_scope
-from ledger.columns import Column, PayloadKind, Status, SymbolClass
+from ledger.columns import MINUTES_PER_SESSION, Column, PayloadKind, Status, SymbolClass
 from ledger.coverage import applicable, class_words
 from ledger.prints import Term, cell_prints, recipe_hash, recipe_print
 from ledger.records import NO_ROWS_ID
@@ -92,6 +92,19 @@ class NbboDerivation:
     def affected(self, symbol_ids: np.ndarray) -> np.ndarray:
         """The symbols themselves: trades and quotes of one instrument stay together."""
         return symbol_ids
+
+    def at_rest(self, session_seq: int, units: np.ndarray) -> np.ndarray | None:
+        """bool[n]: symbols without a side and without a minute that has both trades and quotes, by the planes of the day."""
+        ledger = self._state.trade
+        if not ledger.exists(session_seq):
+            return np.ones(len(units), dtype=bool)
+        rows = ledger.session(session_seq)
+        ready = rows.ready((Column.TRADE_REF, Column.QUOTE_REF), _COLUMN)
+        first = units.astype(np.int64) * MINUTES_PER_SESSION
+        none_ready = np.searchsorted(ready, first) == np.searchsorted(ready, first + MINUTES_PER_SESSION)
+        own = rows.status[rows.column_index(_COLUMN)]
+        none_ready[none_ready] = ~(own[units[none_ready]] == Status.FILLED).any(axis=1)
+        return none_ready
 
     def judge(self, session_seq: int, column: Column, units: np.ndarray) -> Judged:
         """Readiness and prints of all windows of some symbols."""

@@ -450,3 +450,61 @@ def test_a_withdrawn_task_gives_all_its_units_back(state: State) -> None:
     work_off(state, engine)
     rows = state.trade.session(state.calendar.session_seq(SESSION))
     assert (rows.status[rows.column_index(AGGRESSOR), :3] == Status.FILLED).all()
+
+
+def many_symbols(state: State) -> np.ndarray:
+    """300 stocks more, in the session's universe; their ids."""
+    ids = np.array(state.allocate([f"M{number:03d}" for number in range(300)]).ids)
+    packed = pack_symbols(ids, np.ones(300), np.zeros(300), np.zeros(300))
+    state.sources.put(
+        SourceRecord(dataset="many", session=SESSION, state=SourceState.COMPLETE, name="f", symbols=packed)
+    )
+    return ids
+
+
+def test_symbols_that_wait_for_the_other_file_are_sifted_not_judged(
+    state: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trades of a whole day are there, and no quotes: one look at the planes; what has a side is judged all the same."""
+    ids = many_symbols(state)
+    for symbol in ids.tolist():
+        put(state, TRADE, symbol, [10, 11], 1)
+    put(state, AGGRESSOR, int(ids[7]), [10], 1)
+    engine = engine_of(state)
+    judged: list[int] = []
+    judge = engine.derivation.judge
+
+    def watched(seq: int, column: Column, units: np.ndarray) -> Judged:
+        judged.extend(units.tolist() if seq == state.calendar.session_seq(SESSION) else [])
+        return judge(seq, column, units)
+
+    monkeypatch.setattr(engine.derivation, "judge", watched)
+    assert engine.plan(8) == []
+    assert judged == [ids[7]]
+    assert not engine.is_looking()
+    put(state, QUOTE, int(ids[3]), [10, 11], 1)
+    (task,) = engine.plan(8)
+    assert task.symbols == (ids[3],)
+    assert minutes_of(task) == [11]
+
+
+def test_sifting_finds_what_judging_each_symbol_finds(state: State, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over symbols of every kind: with and without trades, quotes, sides, marks of a refresh, and with stale sides."""
+    ids, chance = many_symbols(state), np.random.default_rng(3)
+    for column, share in ((TRADE, 0.5), (QUOTE, 0.3), (AGGRESSOR, 0.2)):
+        for symbol in ids[chance.random(300) < share].tolist():
+            put(state, column, symbol, list(range(20)), 1)
+    rows = state.trade.session(state.calendar.session_seq(SESSION))
+    sides = ids[(rows.status[rows.column_index(AGGRESSOR), ids, 5] == Status.FILLED)][:10]
+    rows.flag_many(AGGRESSOR, sides, np.full(len(sides), 5), add=Flag.WANTED, now_ns=2)
+    found = []
+    for least in (256, 1 << 20):
+        monkeypatch.setattr(engines.derived, "_SIFTED_MIN", least)
+        engine = engine_of(state)
+        assert engine.is_looking()
+        engine.judge_a_little()
+        look = engine._looks[SESSION]
+        assert not look.has_unjudged()
+        assert look.open and look.stale_cells()
+        found.append((look.open, look.stale_cells()))
+    assert found[0] == found[1]
