@@ -31,6 +31,8 @@ from ledger.slots import EMPTY_SLOT, BrokenSlot, Row, Slot, unpack_slot
 _LOW: Final = np.uint64(0xFFFFFFFF)
 _SHIFT: Final = np.uint64(32)
 _READ_RETRIES: Final = 1000
+_RECTANGLE_MIN: Final = 64
+"""Fewer cells are not looked at for their shape."""
 _MASK: Final = (1 << 64) - 1
 
 
@@ -276,7 +278,9 @@ class ClearingRows(SessionFile):
         if touched.any():
             where, old = (symbol_ids[touched], minutes[touched]), current[touched]
             self._prepare(where[0])
-            given = np.ascontiguousarray(slots[touched]).view("<u8").reshape(-1, 4)
+            # Words, because numpy copies structures field by field.
+            given = np.ascontiguousarray(slots).view("<u8").reshape(-1, 4)
+            given = given if touched.all() else given[touched]
             words = (given[:, 0], self._next_versions(old) | (given[:, 1] & ~_LOW), given[:, 3] & _LOW)
             status = ((given[:, 0] >> np.uint64(8)) & np.uint64(0xFF)).astype(np.uint8)
             flags = ((given[:, 0] >> np.uint64(24)) & np.uint64(0xFF)).astype(np.uint8)
@@ -310,6 +314,9 @@ class ClearingRows(SessionFile):
 
     def _gather(self, index: int, where: tuple[Any, Any]) -> np.ndarray:
         """u64[..., 4], the words of the cells that two index arrays, or two slices, select; a copy."""
+        rectangle = None if isinstance(where[1], slice) else rectangle_of(*where)
+        if rectangle is not None:
+            return self._gather(index, _sliced(rectangle)).reshape(-1, 4)
         symbols, minutes = where
         ids = np.arange(symbols.start, symbols.stop) if isinstance(symbols, slice) else symbols
         there = self._there(ids)
@@ -359,7 +366,14 @@ class ClearingRows(SessionFile):
         total |= inputs if isinstance(inputs, np.ndarray) else np.uint64(inputs)
         words = np.empty(old.shape, dtype=np.uint64)
         words[..., 0], words[..., 1], words[..., 2], words[..., 3] = first, second, clock, total
-        self._slots[(*where, index)] = words.view("V32")[..., 0]
+        slots = words.view("V32")[..., 0]
+        rectangle = None if isinstance(where[1], slice) else rectangle_of(*where)
+        if rectangle is not None:
+            where, shape = _sliced(rectangle), (len(rectangle[0]), len(rectangle[1]))
+            slots = slots.reshape(shape)
+            status = status.reshape(shape) if isinstance(status, np.ndarray) else status
+            flags = flags.reshape(shape) if isinstance(flags, np.ndarray) else flags
+        self._slots[(*where, index)] = slots
         self.unsynced = True
         self._replane(index, where, status, flags)
 
@@ -394,3 +408,33 @@ class ClearingRows(SessionFile):
     def _count_flags(self, index: int, old: int, new: int) -> None:
         for bit in range(FLAG_COUNT):
             self.counts_flags[index, bit] += (new >> bit & 1) - (old >> bit & 1)
+
+
+def rectangle_of(symbol_ids: np.ndarray, minutes: np.ndarray) -> tuple[range, range] | None:
+    """
+    The ranges whose product the cells are, symbol by symbol; None where they are no such rectangle of a session.
+
+    Args:
+        symbol_ids, minutes: integers [n].
+    """
+    count = len(symbol_ids)
+    if count < _RECTANGLE_MIN or len(minutes) != count:
+        return None
+    down = range(int(symbol_ids[0]), int(symbol_ids[-1]) + 1)
+    across = range(int(minutes[0]), int(minutes[-1]) + 1)
+    if len(down) * len(across) != count:
+        return None
+    # Slices would count from the end, or be cut.
+    if down.start < 0 or down.stop > SYMBOLS_MAX or across.start < 0 or across.stop > MINUTES_PER_SESSION:
+        return None
+    shape = len(down), len(across)
+    if not (minutes.reshape(shape) == np.asarray(across)).all():
+        return None
+    if not (symbol_ids.reshape(shape) == np.asarray(down)[:, None]).all():
+        return None
+    return down, across
+
+
+def _sliced(rectangle: tuple[range, range]) -> tuple[slice, slice]:
+    down, across = rectangle
+    return slice(down.start, down.stop), slice(across.start, across.stop)

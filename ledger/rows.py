@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from ledger.clearing import ClearingRows
+from ledger.clearing import ClearingRows, rectangle_of
 from ledger.columns import MINUTES_PER_SESSION, SYMBOLS_MAX, Column, Flag, LedgerKind, PayloadKind, Source, Status
 from ledger.errors import PayloadKindNotAllowed, RankConflict, VersionConflict
 from ledger.files import System
@@ -56,7 +56,6 @@ _LOW: Final = np.uint64(0xFFFFFFFF)
 _SHIFT: Final = np.uint64(32)
 _CELLS_AT_ONCE: Final = 8192
 """Cells per step of a large block write: their words stay in the cache."""
-_RECTANGLE_MIN: Final = 64
 _FILLED: Final = np.uint8(Status.FILLED)
 _unpack, _pack = WORDS.unpack_from, WORDS.pack
 
@@ -235,7 +234,7 @@ class SessionRows(ClearingRows):
         for value in values:
             if isinstance(value, np.ndarray) and value.shape != symbol_ids.shape:
                 raise ValueError(f"{value.shape} values for {symbol_ids.shape} cells: one each is needed")
-        rectangle = _rectangle(symbol_ids, minutes)
+        rectangle = rectangle_of(symbol_ids, minutes)
         if rectangle is not None:
             shape = (len(rectangle[0]), len(rectangle[1]))
             shaped = [value.reshape(shape) if isinstance(value, np.ndarray) else value for value in values]
@@ -407,24 +406,6 @@ def _fitting(given: Any, bits: int) -> Any:
     if value >> bits:
         raise ValueError(f"{value} does not fit {bits} unsigned bits")
     return value
-
-
-def _rectangle(symbol_ids: np.ndarray, minutes: np.ndarray) -> tuple[range, range] | None:
-    """The ranges whose product the cells are, symbol by symbol; None where they are no such rectangle."""
-    count = len(symbol_ids)
-    if count < _RECTANGLE_MIN or len(minutes) != count:
-        return None
-    first_symbol, last_symbol = int(symbol_ids[0]), int(symbol_ids[-1])
-    first, last = int(minutes[0]), int(minutes[-1])
-    height, width = last_symbol - first_symbol + 1, last - first + 1
-    if height <= 0 or width <= 0 or height * width != count:
-        return None
-    down, across = range(first_symbol, last_symbol + 1), range(first, last + 1)
-    if not (minutes.reshape(height, width) == np.asarray(across)).all():
-        return None
-    if not (symbol_ids.reshape(height, width) == np.asarray(down)[:, None]).all():
-        return None
-    return down, across
 
 
 def _narrowed(where: tuple[Any, Any], chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

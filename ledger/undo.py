@@ -266,7 +266,7 @@ class UndoReader:
                 not_taken += json.loads(payload)[_NOT_TAKEN]
             else:
                 self._frames.append((offset, kept))
-                kept += len(_unpack(payload, path)["column"])
+                kept += _cells_in(payload, path)
             offset = end
             yield
         self._not_taken = np.array(not_taken, dtype=np.int64)
@@ -333,14 +333,23 @@ def _nothing_kept(operation: str) -> AddressError:
     return AddressError(f"nothing is kept of operation {operation}", hint=hint, operation=operation)
 
 
+def _cells_in(payload: bytes, path: Path) -> int:
+    """Cells of a frame, from its size as zstandard says it; the frame's own checksum has held."""
+    try:
+        count, rest = divmod(zstandard.frame_content_size(payload), _CELL_BYTES)
+    except zstandard.ZstdError as error:
+        raise DamagedFile(f"{path}: a part of it cannot be decompressed: {error}", path=str(path)) from error
+    if rest or count < 0:
+        raise DamagedFile(f"{path}: a part of it holds no whole number of cells", path=str(path))
+    return count
+
+
 def _unpack(payload: bytes, path: Path) -> dict[str, NDArray[Any]]:
+    count = _cells_in(payload, path)
     try:
         data = zstandard.ZstdDecompressor().decompress(payload)
     except zstandard.ZstdError as error:
         raise DamagedFile(f"{path}: a part of it cannot be decompressed: {error}", path=str(path)) from error
-    count, rest = divmod(len(data), _CELL_BYTES)
-    if rest:
-        raise DamagedFile(f"{path}: a part of it holds no whole number of cells", path=str(path))
     found: dict[str, NDArray[Any]] = {}
     offset = 0
     for name, kind in _FIELDS:

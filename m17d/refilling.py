@@ -39,11 +39,12 @@ class Refilling:
             return Counter({"derived": int(known.sum()), "none": int((~known).sum())})
         found: Counter[str] = Counter()
         origins: dict[Dataset | None, str] = {}
-        for symbol_id, count in zip(*np.unique(symbol_ids, return_counts=True), strict=True):
-            dataset = dataset_of(column, self._state.class_of(int(symbol_id)))
+        counts = np.bincount(symbol_ids)
+        for symbol_id in np.flatnonzero(counts).tolist():
+            dataset = dataset_of(column, self._state.class_of(symbol_id))
             if dataset not in origins:
                 origins[dataset] = self._origin(session, column, dataset)
-            found[origins[dataset] if served[symbol_id] else "none"] += int(count)
+            found[origins[dataset] if served[symbol_id] else "none"] += int(counts[symbol_id])
         return found
 
     def _lost_inputs(self, session: str, column: Column, symbol_ids: np.ndarray, minutes: np.ndarray) -> np.ndarray:

@@ -18,6 +18,7 @@ import numpy as np
 from ledger.columns import MINUTES_PER_SESSION, Column, Flag, Status
 from ledger.errors import AddressError, LedgerError
 from ledger.files import read_whole, write_atomically
+from ledger.layout import SLOT
 from ledger.state import State
 from ledger.undo import CELLS_PER_FRAME, OPEN_FOLDER, UndoCells, UndoReader, remove_undo
 from m17d.remembering import Remembering
@@ -68,7 +69,7 @@ class Unfinished:
     def _take_back(self, operation: str) -> str:
         where = {"operation": operation}
         try:
-            text = f"{take_back(self._state, operation)} cells were set back"
+            text = f"{sum(take_back(self._state, operation))} cells were set back"
             self._state.audit.append_recovery(where, "interrupted", text)
             remove_undo(self._state.directory, self._state.system, operation)
         except AddressError:
@@ -80,9 +81,9 @@ class Unfinished:
         return text
 
 
-def take_back(state: State, operation: str) -> int:
+def take_back(state: State, operation: str) -> Iterator[int]:
     """
-    Set back all that an operation took which came to no end; how many cells.
+    Set back all that an operation took which came to no end; yields after each step how many cells it set back.
 
     Of its last piece it may have taken nothing, and another may have filled a cell of it in the moment between: a cell
     that is filled was not cleared by it, whatever its version.
@@ -93,8 +94,10 @@ def take_back(state: State, operation: str) -> int:
     """
     with UndoReader(state.directory, state.system, operation) as reader:
         for _ in reader.check():
-            pass
-        return sum(int(back.done.sum()) for piece in reader.pieces() for back in set_back(state, piece, forced=True))
+            yield 0
+        for piece in reader.pieces():
+            for back in set_back(state, piece, forced=True):
+                yield int(np.count_nonzero(back.done))
 
 
 class SetBack(NamedTuple):
@@ -115,6 +118,7 @@ def set_back(state: State, kept: UndoCells, *, forced: bool = False) -> Iterator
         forced: it came to no end, see :func:`take_back`.
     """
     refreshed = kept.facts.get("op") == "refresh"
+    words = kept.slots.view("V32")  # numpy copies structures field by field
     for index in np.unique(kept.column):
         column = list(Column)[int(index)]
         mine = np.flatnonzero(kept.column == index)
@@ -127,12 +131,13 @@ def set_back(state: State, kept: UndoCells, *, forced: bool = False) -> Iterator
             done = np.ones(len(some), dtype=bool)
             if forced and not refreshed:
                 done = rows.status[rows.column_index(column), symbol_ids, minutes] != Status.FILLED
+            where, versions = (symbol_ids[done], minutes[done]), kept.version[some][done]
             if refreshed:
-                done &= rows.slots(column, symbol_ids, minutes)["version"] == kept.version[some]
-                where = symbol_ids[done], minutes[done]
+                same = rows.versions(column, *where) == versions
+                where = where[0][same], where[1][same]
+                done[done] = same
                 done[done] = rows.flag_many(column, *where, remove=Flag.WANTED, now_ns=rows.now_ns())
             else:
-                where = symbol_ids[done], minutes[done]
-                slots, versions = kept.slots[some][done], kept.version[some][done]
+                slots = words[some][done].view(SLOT)
                 done[done] = rows.restore_many(column, *where, slots, versions, now_ns=rows.now_ns())
             yield SetBack(column, rows.place.date, symbol_ids, minutes, done)

@@ -140,6 +140,48 @@ def test_scalar_block_and_rectangle_paths_leave_the_same_bytes(tmp_path: Path) -
         made.close()
 
 
+def test_a_rectangle_and_the_same_cells_scattered_are_taken_and_given_back_alike(tmp_path: Path) -> None:
+    """Read, marked, cleared and given back: the same bytes, planes and counts, whatever the order of the cells."""
+    symbol_ids, minutes = np.repeat(np.arange(3, 8), 300), np.tile(np.arange(20, 320), 5)
+    files, read = [], []
+    for way in ("rectangle", "scattered"):
+        (tmp_path / way).mkdir()
+        made = opened(tmp_path / way)
+        order = np.arange(len(minutes)) if way == "rectangle" else np.random.default_rng(5).permutation(len(minutes))
+        ids, when = symbol_ids[order], minutes[order]
+        made.set_many(TRADE, symbol_ids, minutes, 7, np.arange(len(minutes)).astype(np.uint32), now_ns=1)
+        made.set_one(TRADE, 4, 99, KIND, 8, 5, now_ns=2)
+        made.mark_pending(TRADE, np.array([9]), np.array([0]), now_ns=2)
+        before = made.slots(TRADE, ids, when)
+        assert made.versions(TRADE, ids, when).tolist() == before["version"].tolist()
+        assert made.flag_many(TRADE, ids, when, add=Flag.WANTED, now_ns=3).all()
+        assert made.clear_many(TRADE, ids, when, now_ns=4).all()
+        expected = before["version"] + 2
+        expected[before["payload_id"] == 8] += 1
+        assert (made.restore_many(TRADE, ids, when, before, expected, now_ns=5) == (before["payload_id"] == 7)).all()
+        counted = made.counts_status.copy(), made.counts_flags.copy()
+        made.recount()
+        assert (made.counts_status == counted[0]).all()
+        assert (made.counts_flags == counted[1]).all()
+        read.append(np.sort(before, order=["checksum", "version"]).tobytes())
+        made.close()
+        files.append(opened(tmp_path / way, readonly=True))
+    first, second = (made.read_blocks(0, 10)[0][made.reserved[:10]] for made in files)
+
+    assert (first == second).all()
+    assert read[0] == read[1]
+    for made in files:
+        made.close()
+
+
+def test_a_rectangle_that_leaves_the_session_is_refused_like_any_cells(rows: SessionRows) -> None:
+    """Slices would be cut at the end or counted from it; a cell that does not exist is an error instead."""
+    symbol_ids = np.repeat(np.arange(2), 100)
+    for minutes in (np.tile(np.arange(300, 400), 2), np.tile(np.arange(-1, 99), 2)):
+        with pytest.raises(MinuteOutOfSession):
+            rows.clear_many(TRADE, symbol_ids, minutes, now_ns=1)
+
+
 def test_compare_and_swap_refuses_another_version(rows: SessionRows) -> None:
     """By one and by many, the cell stays as it was."""
     rows.set_one(TRADE, 0, 0, KIND, 2, 1, now_ns=1)

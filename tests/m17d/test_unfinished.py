@@ -19,10 +19,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ledger.columns import Column, Status
-from m17d import protocol
+from ledger.columns import Column, Flag, Status
+from ledger.errors import StateFull
+from ledger.undo import UndoFile
+from m17d import protocol, taking
 from m17d.config import read_config
 from m17d.daemon import Daemon
+from m17d.envelopes import Rest
 from m17d.outcomes import OperationReply
 from m17d.peers import Context, Peer
 from tests.m17d import flat_files
@@ -117,6 +120,62 @@ def test_operation_that_was_done_and_not_answered_is_answered_when_it_is_sent_ag
     third = opened(root)
     assert third.handlers.found == []
     third.close()
+
+
+@pytest.mark.parametrize("op", ["clear", "refresh"])
+def test_cell_that_changes_between_keeping_and_taking_stays_and_is_struck_out(root: Path, op: str) -> None:
+    """An engine sets a cell while the thread keeps it: it is not taken, not counted, and undo does not touch it."""
+    daemon = opened(root)
+    rows = daemon.state.trade.session(daemon.state.calendar.session_seq(SESSION))
+    kept = np.array([7]), np.array([11])
+    operation = steps(daemon, op)
+    for step in operation:
+        if isinstance(step, Rest):
+            rows.flag_many(Column.TRADE_REF, *kept, add=Flag.PARTIAL, now_ns=rows.now_ns())
+        elif step is not None:
+            reply = step
+    version = int(rows.versions(Column.TRADE_REF, *kept)[0])
+
+    assert reply.cleared == {Column.TRADE_REF: len(TICKERS) * 390 - 1}
+    assert changed(daemon) == len(TICKERS) * 390 - 1
+    undo = protocol.UndoRequest(operation=reply.operation, cause="test")
+    *_, undone = daemon.handlers.handle(undo, Context(ME, "another-key"))  # type: ignore[misc]
+    assert undone.restored == {Column.TRADE_REF: len(TICKERS) * 390 - 1}
+    assert undone.skipped == {Column.TRADE_REF: 0}
+    assert changed(daemon) == 0
+    assert int(rows.versions(Column.TRADE_REF, *kept)[0]) == version
+    daemon.close()
+
+
+def test_operation_that_fails_in_the_middle_is_taken_back_step_by_step(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk is full at the second sync: whoever asked is told, nothing is cleared, and others are served meanwhile."""
+    daemon = opened(root)
+    monkeypatch.setattr(taking, "_PIECES_KEPT", 1)
+    kept = []
+
+    def keep(file: UndoFile, **cells: Any) -> None:
+        if kept:
+            raise StateFull("no room")
+        kept.append(whole(file, **cells))
+
+    whole = UndoFile.keep
+    monkeypatch.setattr(UndoFile, "keep", keep)
+    seen = []
+
+    def work_through() -> None:
+        for _ in steps(daemon, "clear"):
+            seen.append(changed(daemon))
+
+    with pytest.raises(StateFull):
+        work_through()
+
+    assert max(seen) > 0
+    assert changed(daemon) == 0
+    assert seen.index(max(seen)) < len(seen) - 2, "taking back was one step"
+    assert not list((root / "ledger.state" / "audit" / "open").iterdir())
+    daemon.close()
 
 
 def test_two_operations_at_once_have_two_names(root: Path) -> None:
