@@ -225,6 +225,8 @@ class Client:
             self._take_id(), (key or secrets.token_hex(16)) if is_mutation(request) else "", limit, time.monotonic()
         )
         self.last_key = conversation.key
+        # A mutation is sent again until its end has come; the answer of another daemon then stands for all pieces before it.
+        kept: list[tuple[Reply, bytes]] = []
         try:
             while not conversation.ended:
                 frames = self._next_message(conversation, request, durable)
@@ -237,8 +239,14 @@ class Client:
                     conversation.ended = True
                 else:
                     self._renew(conversation, envelope)
-                    yield body, frames[1]
+                    if not conversation.key:
+                        yield body, frames[1]
+                    elif envelope.more:
+                        kept.append((body, frames[1]))
+                    else:
+                        kept = [(body, frames[1])]
                 conversation.heard(envelope)
+            yield from kept
         finally:
             if not conversation.ended:
                 self._cancel(conversation.id)
@@ -256,7 +264,7 @@ class Client:
             if not self._daemon_there(conversation):
                 time.sleep(min(0.02, slice_end - now))
                 continue
-            if now >= conversation.send_at and not conversation.streaming:
+            if now >= conversation.send_at and (conversation.key or not conversation.streaming):
                 sent = connection.send(self._encoded(conversation, request, durable, now), slice_end)
                 conversation.sending(now, sent)
                 connection.silent = not sent

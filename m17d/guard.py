@@ -116,7 +116,7 @@ class Guard:
             self._forget()
             return
         self._looks += 1
-        waiting = [held for held in self._listening.connections() if held.pending_bytes]
+        waiting = [held for held in self._listening.connections(waiting=True) if held.pending_bytes]
         self._seen.update(held._replace(pending_bytes=0) for held in waiting)
         guilty = [held for held in waiting if held.pending_bytes >= limits.pending_bytes]
         guilty += [held for held, times in self._seen.items() if times >= limits.looks_guilty]

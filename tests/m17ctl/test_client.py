@@ -27,8 +27,10 @@ from m17ctl.client import (
     rows_of_slab,
     slab_dtype,
 )
-from m17d.outcomes import Event, Progress, SubscribeReply
+from m17d.envelopes import ReplyEnvelope, encode_body, encode_reply
+from m17d.outcomes import AcceptReply, Event, Progress, SubscribeReply
 from m17d.protocol import (
+    AcceptRequest,
     BackupRequest,
     BulkRequest,
     ClearRequest,
@@ -38,7 +40,7 @@ from m17d.protocol import (
     RowRequest,
     SessionsListRequest,
 )
-from m17d.replies import ROW_HEADER_FORMAT, SLOT_FORMAT, BulkReply, PingReply, RowReply
+from m17d.replies import ROW_HEADER_FORMAT, SLOT_FORMAT, BulkReply, PingReply, RowReply, SourceReply
 from tests.m17d.wire_daemon import (
     BULK_PIECES,
     SLAB_ROWS,
@@ -229,6 +231,54 @@ def test_mutations_survive_kills_exactly_once(tmp_path: Path) -> None:
     stop_process(processes[-1])
     assert len(processes) >= 12
     assert applied == len(operations) >= 20
+
+
+def test_mutation_whose_daemon_dies_between_the_answer_and_its_end_is_asked_again(tmp_path: Path) -> None:
+    """A piece came, then another daemon: the same key is sent to it, and its answer stands for the piece."""
+    path, keys = tmp_path / "d.sock", []
+    listens = threading.Event()
+    reply = AcceptReply(
+        operation="op-1",
+        accepted={Column.TRADE_REF: 1},
+        sources=[SourceReply(dataset="x", session="2013-10-07", state="absent")],
+        dry_run=False,
+    )
+
+    def serve() -> None:
+        for more in (True, False):
+            context = zmq.Context()
+            router = context.socket(zmq.ROUTER)
+            router.setsockopt(zmq.LINGER, 500)
+            router.bind(f"ipc://{path}")
+            listens.set()
+            assert router.poll(120_000)
+            route, frame = router.recv_multipart()
+            request = msgspec.msgpack.decode(frame)
+            keys.append(request["key"])
+            envelope = ReplyEnvelope(
+                id=request["id"], kind="accept", body=encode_body(reply), version="test", protocol_min=1,
+                protocol_max=1, more=more, replayed=not more,
+            )  # fmt: skip
+            router.send_multipart([route, encode_reply(envelope)])
+            if more:
+                # Long enough for the piece to be read; what is behind it never comes.
+                time.sleep(0.2)
+            else:
+                done.wait(120)
+            router.close()
+            context.term()
+
+    done = threading.Event()
+    thread = threading.Thread(target=serve)
+    thread.start()
+    assert listens.wait(120)
+    with Client(path, 120) as client:
+        answer = client.call(AcceptRequest(range=DAY, cause="test"))
+        done.set()
+        thread.join()
+    assert answer == reply
+    assert len(keys) == 2
+    assert len(set(keys)) == 1
 
 
 def test_stream_yields_pieces_and_slabs_unpack(daemon: ThreadDaemon) -> None:

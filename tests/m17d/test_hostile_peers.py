@@ -15,7 +15,7 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import cast
 
@@ -26,7 +26,7 @@ from m17ctl.client import Client
 from m17d.envelopes import decode_reply_body, decode_reply_envelope, encode_request
 from m17d.guard import Guard, GuardLimits
 from m17d.listening import Connection, Listening
-from m17d.protocol import BulkRequest, ClearRequest, HelloRequest, PingRequest, Range, SubscribeRequest
+from m17d.protocol import BulkRequest, ClearRequest, HelloRequest, MetricsRequest, PingRequest, Range, SubscribeRequest
 from m17d.replies import HelloReply
 from tests.m17d import flat_files
 from tests.m17d.bystander import Seen, bystander
@@ -255,8 +255,8 @@ class Crowded:
     def lowest_free_descriptor(self) -> int:
         return self.next_number
 
-    def connections(self) -> list[Connection]:
-        return self.peers
+    def connections(self, *, waiting: bool = False) -> list[Connection]:
+        return [] if waiting else self.peers
 
     def hang_up(self, connections: list[Connection]) -> int:
         self.hung_up += len(connections)
@@ -366,6 +366,40 @@ def test_client_killed_in_the_middle_of_a_stream_frees_it(tmp_path: Path) -> Non
         assert done.returncode == -signal.SIGKILL
         assert served(daemon.path) < WAIT_MAX_MS / 1e3
         assert daemon.handler.stepped < 40
+
+
+def killed(work: Callable[[], object]) -> None:
+    """A process that is killed behind its last word."""
+    peer = os.fork()
+    if peer == 0:
+        try:
+            work()
+        finally:
+            os.kill(os.getpid(), signal.SIGKILL)
+    assert os.waitpid(peer, 0)[1] == signal.SIGKILL
+
+
+def test_clients_killed_in_the_middle_of_a_request_harm_nobody(daemon: tuple[subprocess.Popen[bytes], Path]) -> None:
+    """Dead behind half a frame, behind a mutation, within a stream: others are served, and the mutations are done once."""
+    _, path = daemon
+
+    def half_a_frame() -> None:
+        peer = shaken(path)
+        peer.sendall(b"\x02" + struct.pack(">Q", 60_000) + b"x" * 30_000)
+
+    def unanswered(request: bytes) -> None:
+        peer = shaken(path)
+        peer.sendall(bytes([0, len(request)]) + request)
+
+    clear = ClearRequest(columns=["trade_ref"], range=DAY, cause="test")
+    for number in range(20):
+        killed(half_a_frame)
+        killed(lambda: unanswered(encode_request(clear, 1, key=f"killed-{number}")))  # noqa: B023 - done at once
+        killed(lambda: unanswered(encode_request(BulkRequest(ledger="trade", range=DAY), 1, credit=64)))
+    with Client(path, 60) as client:
+        for number in range(20):
+            client.call(clear, key=f"killed-{number}")
+        assert int(client.call(MetricsRequest()).text) == 20
 
 
 def test_a_thousand_clients_at_once_are_all_answered(tmp_path: Path) -> None:
