@@ -245,6 +245,15 @@ def test_most_rules_are_simple_and_a_fresh_daemon_fires_none_of_them(samples: Sa
     assert sum(found is not None for found in evaluated.values()) >= 18
 
 
+def test_every_rule_is_tested_below_its_limit_and_beyond() -> None:
+    """The newest rule too: promtool's tests expect it to be silent at a time, and to fire at another."""
+    tests = yaml.safe_load((ALERTS.parent / "m17-alerts.test.yml").read_text())["tests"]
+    expected = [(one["alertname"], bool(one["exp_alerts"])) for test in tests for one in test["alert_rule_test"]]
+
+    for fires_then in (False, True):
+        assert {name for name, fired in expected if fired is fires_then} == {rule["alert"] for rule in RULES}
+
+
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed (Debian: prometheus)")
 @pytest.mark.parametrize("arguments", [["check", "rules", "m17-alerts.yml"], ["test", "rules", "m17-alerts.test.yml"]])
 def test_promtool_agrees(arguments: list[str]) -> None:
