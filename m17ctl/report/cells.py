@@ -24,14 +24,14 @@ COLORS: Final = {
     "·": GREY,
     "▓": SKY,
     "▒": ORANGE,
-    "░": "#e8c27a",
+    "░": "var(--sand)",
     "E": VERMILION,
-    "C": "#8c3a00",
-    "P": "#7fb8a4",
+    "C": "var(--rust)",
+    "P": "var(--sage)",
     "S": PURPLE,
-    "T": "#6b5b95",
-    "-": "#eceff1",
-    " ": "#fafbfb",
+    "T": "var(--plum)",
+    "-": "var(--rule)",
+    " ": "var(--track)",
 }
 """Colour of each character of the terminal's map; trouble carries its letter too."""
 _NORMAL: Final = ("no_data",)

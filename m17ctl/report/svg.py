@@ -14,14 +14,16 @@ from typing import Final, NamedTuple
 
 from m17ctl.report.markup import Markup
 
-BLUE: Final = "#0072b2"
-SKY: Final = "#56b4e9"
-ORANGE: Final = "#e69f00"
-VERMILION: Final = "#d55e00"
-PURPLE: Final = "#b0568f"
-GREY: Final = "#c9ced4"
-INK: Final = "#4a5560"
-RULE: Final = "#e3e6ea"
+BLUE: Final = "var(--blue)"
+SKY: Final = "var(--sky)"
+ORANGE: Final = "var(--orange)"
+VERMILION: Final = "var(--vermilion)"
+PURPLE: Final = "var(--purple)"
+GREY: Final = "var(--grey)"
+INK: Final = "var(--ink)"
+RULE: Final = "var(--rule)"
+TRACK: Final = "var(--track)"
+"""Colours of the page's style, which has them by day and by night."""
 WIDTH: Final = 1000
 """Units across a chart; the page scales it to its own width."""
 
@@ -101,7 +103,9 @@ def strips(lines: Sequence[Strip], length: int, ticks: Sequence[tuple[int, str]]
         marks.append(text(left - 8, y + 15, strip.label, anchor="end"))
         for run in strip.runs:
             x, width = left + run.start * unit, (run.end - run.start) * unit
-            marks.append(rect(x, y + 2, width, pitch - 5, run.color, run.tip))
+            # Each reaches under its neighbour: a seam between two of one colour would look like a hole.
+            under = 0.0 if run.end == length else 1.0
+            marks.append(rect(x, y + 2, width + under, pitch - 5, run.color, run.tip))
             if run.letter and width >= 9:
                 marks.append(text(x + width / 2, y + 15, run.letter, anchor="middle", color="#ffffff", size=11))
         marks.append(text(WIDTH - right + 8, y + 15, strip.note))
@@ -118,7 +122,7 @@ def bars(rows: Sequence[tuple[str, float, str]], label: str, *, color: str = BLU
         width = (WIDTH - left - right) * max(0.0, min(1.0, value / top_value))
         marks += [
             text(left - 8, y + 16, name, anchor="end"),
-            rect(left, y + 3, WIDTH - left - right, pitch - 7, "#f1f3f5"),
+            rect(left, y + 3, WIDTH - left - right, pitch - 7, TRACK),
             rect(left, y + 3, max(width, 1.0 if value > 0 else 0.0), pitch - 7, color, f"{name}: {words}"),
             text(left + (WIDTH - left - right) + 8, y + 16, words),
         ]
@@ -198,7 +202,7 @@ def dots(
         marks.append(text(left - 6, y + 4, f"{value:+g}{unit}" if value else "0", anchor="end", size=11))
     end = -100.0
     for x, words in ticks:
-        if across(x) - end >= 62:
+        if across(x) - end >= 74:
             end = across(x)
             marks.append(text(end, height - 8, words, anchor="middle", size=11))
     for point in points:

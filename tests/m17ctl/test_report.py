@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Iterator
@@ -18,7 +19,9 @@ from ledger.columns import Column, Flag, Status
 from m17ctl.artifacts_day import NEAR, DayFigures, Mover, Prints, Sides, Skew
 from m17ctl.client import Client
 from m17ctl.main import run
+from m17ctl.report.cells import COLORS
 from m17ctl.report.day import render
+from m17ctl.report.svg import BLUE, WIDTH, Run, Strip, strips
 from m17d import protocol
 from m17d.outcomes import ReportReply
 from m17d.replies import Cause, Counts, CoverageReply
@@ -253,3 +256,37 @@ def test_a_session_without_anything_has_a_page() -> None:
     assert set(page.tables) == {"columns"}
     assert "No source is known." in page.text
     assert "No strike at the money" in page.text
+
+
+def test_every_colour_is_known_by_day_and_by_night() -> None:
+    """A colour that the style does not have would be black; one that only the day has would be lost on the dark page."""
+    cause = Cause(
+        cause="suspect", columns=[], cells=1, symbols=1, first=OPEN_NS, last=OPEN_NS, remedy="x", detail="look"
+    )
+    figures = DayFigures(
+        [Prints("stocks", "odd_lot", 3, 30.0)],
+        [Sides("stocks", at, 3, 1, 1, 0, 0) for at in (0, 1)],
+        [Skew("A", "2013-10-19", 1, 2, 0.25, 0.27)],
+        [Mover("A", 1.5e9, 0.0, 2e6, 10.0, 11.0, [1.0, -2.0])],
+    )
+    text = render(small_reply(causes=[cause]), figures, zone=ZONE, exchange="XNYS", foot="made")
+    day, night = (
+        dict(re.findall(r"--([\w-]+): (#\w+)", rule)) for rule in re.findall(r":root \{(.*?)\}", text, re.DOTALL)
+    )
+    used = set(re.findall(r"var\(--([\w-]+)\)", text + " ".join(COLORS.values())))
+    assert len(used) > 12
+    assert used <= set(day) == set(night)
+    outside = re.sub(r"<style>.*?</style>", "", text, flags=re.DOTALL)
+    assert set(re.findall(r'(?:fill|stroke|background:)="?(#\w+)', outside)) <= {"#ffffff"}
+    assert all(one.startswith("var(") for one in COLORS.values())
+
+
+def test_neighbours_of_a_strip_leave_no_seam() -> None:
+    """Each mark reaches under the next, the last one ends where the strip does."""
+    runs = [Run(0, 3, BLUE, "", "a"), Run(3, 4, BLUE, "", "b"), Run(4, 7, BLUE, "", "c")]
+    marks = re.findall(
+        r'<rect x="([\d.]+)" y="[\d.]+" width="([\d.]+)"', strips([Strip("one", runs, "")], 7, [], "map")
+    )
+    spans = [(float(x), float(x) + float(width)) for x, width in marks]
+    assert [end > start + 0.5 for (_, end), (start, _) in itertools.pairwise(spans)] == [True, True]
+    assert spans[-1][1] == pytest.approx(WIDTH - 70, abs=0.1)
