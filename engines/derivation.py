@@ -7,9 +7,10 @@ symbol. This module must never write a cell, nor import numba or polars.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from itertools import pairwise
+from typing import Any, Final, Protocol, TypeVar
 
 import numpy as np
 
@@ -22,6 +23,11 @@ from ledger.state import State
 ROWS_MAX: Final = 4_000_000
 """Rows that one task reads and writes, about 5 s of work."""
 CELLS_MAX: Final = 65_536
+
+
+T = TypeVar("T")
+Steps = Generator[None, None, T]
+"""Work that pauses at every ``yield``, so that the daemon's loop may serve others, and returns its result."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +63,13 @@ class Cells:
     def part(self, where: Any) -> Cells:
         """Some of them."""
         return Cells(self.column, self.symbol_ids[where], self.minutes[where], self.prints[where])
+
+    def by_units(self, most: int) -> Iterator[Cells]:
+        """Them in parts of at most so many symbols each."""
+        starts = np.flatnonzero(np.diff(self.symbol_ids, prepend=-1))
+        bounds = [*starts[::most].tolist(), len(self)]
+        for first, last in pairwise(bounds):
+            yield self.part(slice(first, last))
 
     def __len__(self) -> int:
         return len(self.minutes)
@@ -102,8 +115,8 @@ class Derivation(Protocol):
     def weigh(self, session_seq: int, cells: Cells) -> np.ndarray:
         """i64[n]: rows to read and write for each cell; below 0 where an input can no longer be read."""
 
-    def arguments(self, session: str, cells: list[Cells]) -> Any:
-        """What the worker needs, picklable: one entry of ``cells`` per column."""
+    def arguments(self, session: str, cells: list[Cells]) -> Steps[Any]:
+        """What the worker needs, picklable: one entry of ``cells`` per column; pauses every few milliseconds."""
 
     def quality(self, column: Column, records: np.ndarray) -> RowQuality:
         """What records say of their rows."""

@@ -10,7 +10,6 @@ daemon itself. This module must never compute rows, nor import what workers need
 from __future__ import annotations
 
 import time
-import zlib
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -19,6 +18,7 @@ import numpy as np
 from engines.contract import Batch, Context, Health, NoRowsCells, RowQuality, Task, Waiting
 from engines.derivation import Cells, Derivation, joined, pieces
 from engines.looking import Look, Open
+from engines.offers import Offers
 from engines.scope import Covered, Scope
 from ledger.columns import SYMBOLS_MAX, Column
 from ledger.regions import touches
@@ -35,6 +35,7 @@ _SIFT_S: Final = 0.3
 _JUDGE_S: Final = 0.001
 _PLAN_S: Final = 0.002
 """How long one call plans; what it has begun goes on at the next."""
+_OVER: Final = object()
 
 
 class DerivedEngine:
@@ -44,6 +45,7 @@ class DerivedEngine:
     Attributes:
         settle_s: a unit is judged when nothing has touched it for so long.
         units_a_step: units looked at without a break, some milliseconds.
+        units_a_weighing: units whose cells are weighed without a break.
 
     Args:
         derivation: what is this engine's own.
@@ -52,6 +54,7 @@ class DerivedEngine:
 
     settle_s = 0.0
     units_a_step = 32
+    units_a_weighing = 32
 
     def __init__(self, derivation: Derivation, scope: Scope) -> None:
         self.name = derivation.name
@@ -61,14 +64,8 @@ class DerivedEngine:
         self._looks: dict[str, Look] = {}
         self._sessions: list[str] = []
         self._generation = (-1, 0)
-        self._offered: dict[str, tuple[str, list[Cells], float]] = {}
-        """Key -> session, cells, and when they began to be judged."""
-        self._running: dict[str, tuple[str, list[Cells]]] = {}
-        self._tasks: list[Task] = []
-        """Made and not started yet, best first."""
-        self._making: Iterator[Task | None] | None = None
+        self._making: Iterator[None] | None = None
         self._asked: dict[str, dict[int, int]] = {}
-        self._begun_s = 0.0
         self._alone: set[tuple[str, int]] = set()
 
     # ---- the engine
@@ -77,6 +74,7 @@ class DerivedEngine:
         """Take the context."""
         self._context = context
         self._state: State = context.state
+        self._offers = Offers(self.name, self.derivation.compute, self._state)
         self.derivation.start(context)
         self._covered = Covered(self._scope, self._state, self.derivation.applies)
 
@@ -94,14 +92,11 @@ class DerivedEngine:
 
     def backlog(self) -> int:
         """Symbols of sessions with cells that could be made now, and tasks that run."""
-        offered = sum(len(task.symbols or ()) for task in self._tasks)
-        return len(self._running) + offered + sum(len(look.open) for look in self._looks.values())
+        return self._offers.backlog() + sum(len(look.open) for look in self._looks.values())
 
     def cells_left(self) -> int:
         """Cells that could be made now, as far as it has looked, and those of tasks at work."""
-        taken = sum(len(cells) for _, made in self._running.values() for cells in made)
-        taken += sum(task.cells for task in self._tasks)
-        return taken + sum(work for look in self._looks.values() for work, _ in look.open.values())
+        return self._offers.cells() + sum(work for look in self._looks.values() for work, _ in look.open.values())
 
     def covers(self, session: str, column: Column) -> np.ndarray | None:
         """bool[symbols]: applicable ones that pass the globs, and on demand only those that a region activated."""
@@ -127,13 +122,12 @@ class DerivedEngine:
 
     def started(self, task: Task) -> None:
         """Its cells are under way."""
-        self._running[task.key] = self._offered.pop(task.key)[:2]
-        self._tasks.remove(task)
+        self._offers.started(task)
         self._looks[task.session].begin(task.symbols or ())
 
     def ended(self, task: Task) -> None:
         """Its cells are no longer under way; they are judged again."""
-        del self._running[task.key]
+        self._offers.ended(task)
         self._looks[task.session].end(task.symbols or ())
 
     # ---- looking
@@ -148,7 +142,7 @@ class DerivedEngine:
 
     def is_planning(self) -> bool:
         """True while it has begun to make tasks and has none yet."""
-        return self._making is not None and not self._tasks
+        return self._making is not None and not self._offers.made
 
     def _notice(self) -> None:
         """See which sessions there are and which symbols were written to since."""
@@ -308,38 +302,43 @@ class DerivedEngine:
         self._withdraw()
         self._judge(now_s + _JUDGE_S)
         until_s = time.monotonic() + _PLAN_S
-        while len(self._tasks) < limit:
+        while len(self._offers.made) < limit:
             if self._making is None:
                 self._making = self._make(now_s - _QUIET_S)
-            task = next(self._making, self._making)
-            if task is self._making:
+            if next(self._making, _OVER) is _OVER:
                 self._making = None
                 break
-            if isinstance(task, Task):
-                self._tasks.append(task)
             if time.monotonic() > until_s:
                 break
-        return self._tasks[:limit]
+        # Once more: what was begun at an earlier call may have had its inputs cleared under it half way.
+        self._drop(self._moved())
+        return self._offers.made[:limit]
 
     def _withdraw(self) -> None:
         """Forget tasks whose units moved since they were made, and all that is not begun when other regions are asked for."""
         regions = self._regions()
-        if regions != self._asked:
-            self._asked, self._making = regions, None
-            over = list(self._tasks)
-        else:
-            over = [
-                task
-                for task in self._tasks
-                if self._looks[task.session].touched_since(task.symbols or (), self._offered[task.key][2])
-            ]
-        for task in over:
-            self._tasks.remove(task)
-            del self._offered[task.key]
+        if regions == self._asked:
+            self._drop(self._moved())
+            return
+        self._asked, self._making = regions, None
+        self._drop(list(self._offers.made))
+
+    def _moved(self) -> list[Task]:
+        """Tasks with a unit that something moved under since it was judged: their rows may be those of other inputs."""
+        begun_s = self._offers.begun_s
+        return [
+            task
+            for task in self._offers.made
+            if self._looks[task.session].touched_since(task.symbols or (), begun_s(task))
+        ]
+
+    def _drop(self, tasks: list[Task]) -> None:
+        for task in tasks:
+            self._offers.drop(task)
             self._looks[task.session].postpone(task.symbols or ())
 
-    def _make(self, quiet_s: float) -> Iterator[Task | None]:
-        """Every task there is now, best first; None where it may be left alone for a while."""
+    def _make(self, quiet_s: float) -> Iterator[None]:
+        """Offer every task there is now, best first, with pauses where it may be left alone for a while."""
         regions = self._asked
         order = sorted(regions, key=lambda session: -max(regions[session].values()))
         order += [session for session in self._sessions if session not in regions]
@@ -359,7 +358,7 @@ class DerivedEngine:
                         units[region.symbol_id] = max(units.get(region.symbol_id, region.priority), region.priority)
         return found
 
-    def _tasks_in(self, session: str, regions: dict[int, int], quiet_s: float) -> Iterator[Task | None]:
+    def _tasks_in(self, session: str, regions: dict[int, int], quiet_s: float) -> Iterator[None]:
         look = self._looks[session]
         ready = look.ready(quiet_s)
         ready.sort(key=lambda unit: (-regions.get(unit, 0), unit))
@@ -371,76 +370,43 @@ class DerivedEngine:
             priority = max(regions.get(unit, 0) for unit in group)
             yield from self._tasks_of(session, look, np.array(sorted(group), dtype=np.int64), priority)
 
-    def _tasks_of(self, session: str, look: Look, units: np.ndarray, priority: int) -> Iterator[Task | None]:
+    def _tasks_of(self, session: str, look: Look, units: np.ndarray, priority: int) -> Iterator[None]:
         """The tasks of some units: what has no rows at once, the rest in pieces of bounded weight."""
-        self._begun_s = time.monotonic()
+        begun_s = time.monotonic()
         judged: list[tuple[np.ndarray, np.ndarray]] = []
         empty: list[NoRowsCells] = []
         found: dict[Column, list[Cells]] = {}
         weights: dict[Column, list[np.ndarray]] = {}
         for start in range(0, len(units), self.units_a_step):
             some = units[start : start + self.units_a_step]
-            if not self._may_judge(session, look, some, self._begun_s):
+            if not self._may_judge(session, look, some, begun_s):
                 look.postpone(some)
-                yield None
+                yield
                 continue
             opened = self._judge_units(session, look, some)
             judged.append((some, look.notes[some]))
             for one in opened:
-                one.leave_out(self._under_way(session, one.column, some, one.work.shape))
-                no_rows, cells = one.no_rows(), one.cells()
+                one.leave_out(self._offers.under_way(session, one.column, some, one.work.shape))
+                no_rows = one.no_rows()
                 if len(no_rows.minutes):
                     empty.append(no_rows)
-                if len(cells):
+                for cells in one.cells().by_units(self.units_a_weighing):
                     found.setdefault(one.column, []).append(cells)
                     weights.setdefault(one.column, []).append(self.derivation.weigh(look.seq, cells))
-            yield None
+                    yield
+            yield
         if empty:
-            cells_of = [Cells(one.column, one.symbol_ids, one.minutes, one.inputs) for one in empty]
-            yield self._task(session, "no rows", "", empty, cells_of, priority)
+            self._offers.offer_no_rows(session, empty, priority, begun_s)
+            yield
         made = [joined(parts) for parts in found.values()]
         for piece in self._cut(made, [np.concatenate(parts) for parts in weights.values()]):
-            yield None
-            arguments = self.derivation.arguments(session, piece)
-            yield self._task(session, "", self.derivation.compute, arguments, piece, priority)
+            yield
+            arguments = yield from self.derivation.arguments(session, piece)
+            self._offers.offer(session, arguments, piece, priority, begun_s)
+            yield
         for some, notes in judged:
             look.taken(some, notes)
 
     def _cut(self, made: list[Cells], weights: list[np.ndarray]) -> Iterator[list[Cells]]:
         """Cells as the tasks are to have them."""
         return pieces(made, weights, divisible=self.derivation.divisible)
-
-    def _task(self, session: str, what: str, compute: str, arguments: Any, made: list[Cells], priority: int) -> Task:
-        symbols = np.unique(np.concatenate([cells.symbol_ids for cells in made]))
-        cells_total = sum(len(cells) for cells in made)
-        check = 0
-        for cells in made:
-            for array in (cells.symbol_ids, cells.minutes, cells.prints):
-                check = zlib.crc32(np.ascontiguousarray(array).tobytes(), check)
-        names = self._state.symbols.name(int(symbols[0])) + (
-            f" and {len(symbols) - 1} more" if len(symbols) > 1 else ""
-        )
-        # The check is over the prints: a task that failed is not tried again until its inputs change.
-        key = f"{self.name} {session} {names}{' ' + what if what else ''}: {cells_total} cells ({check:08x})"
-        self._offered[key] = (session, made, self._begun_s)
-        return Task(
-            engine=self.name,
-            key=key,
-            session=session,
-            compute=compute,
-            arguments=arguments,
-            priority=priority,
-            symbols=tuple(int(one) for one in symbols),
-            cells=cells_total,
-        )
-
-    def _under_way(self, session: str, column: Column, units: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-        """bool[units, minutes]: cells of tasks that run, or wait to."""
-        busy = np.zeros(shape, dtype=bool)
-        offered = [one[:2] for one in self._offered.values()]
-        for where, made in (*self._running.values(), *offered):
-            for cells in made:
-                if where == session and cells.column is column:
-                    mine = np.isin(cells.symbol_ids, units)
-                    busy[np.searchsorted(units, cells.symbol_ids[mine]), cells.minutes[mine]] = True
-        return busy

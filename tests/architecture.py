@@ -120,6 +120,7 @@ ROOMS: Final = (
             "engines.derived_rows",
             "engines.looking",
             "engines.derived",
+            "engines.offers",
             "engines.scope",
             "engines.feed_numbers",
             "engines.live",

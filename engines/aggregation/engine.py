@@ -19,7 +19,7 @@ import numpy as np
 from engines.aggregation.members import INPUTS, Members, MinuteSums
 from engines.aggregation.policy import KERNEL_VERSION, AggregationPolicy
 from engines.contract import Context, Remark, RowQuality
-from engines.derivation import Cells, Judged, counted_as, recipe_words
+from engines.derivation import Cells, Judged, Steps, counted_as, recipe_words
 from engines.derived import DerivedEngine
 from engines.derived_rows import InputRows, input_rows, readable
 from engines.looking import Look
@@ -264,23 +264,25 @@ class AggregationDerivation:
                 np.add.at(rows, minute[there], records["row_count"].astype(np.int64))
         return rows, sound
 
-    def arguments(self, session: str, cells: list[Cells]) -> AggregationArguments:
+    def arguments(self, session: str, cells: list[Cells]) -> Steps[AggregationArguments]:
         """The task's windows by underlying, and the row ranges of their inputs."""
         state = self._state
         seq = state.calendar.session_seq(session)
-        units = np.unique(np.concatenate([one.symbol_ids for one in cells]))
+        made = []
+        for unit in np.unique(np.concatenate([one.symbol_ids for one in cells])):
+            made.append((yield from self._unit(seq, int(unit), cells)))
         return AggregationArguments(
             session=session,
             open_ns=int(state.calendar.open_ns[seq]),
             minutes=int(state.calendar.minutes[seq]),
             first_minute_idx=seq * MINUTES_PER_SESSION,
-            units=tuple(self._unit(seq, int(unit), cells) for unit in units),
+            units=tuple(made),
             policy=self.policy,
             roots=state.roots,
             recipes={column: recipe_print(recipe) for column, recipe in self.recipes.items()},
         )
 
-    def _unit(self, seq: int, unit: int, cells: list[Cells]) -> UnitArguments:
+    def _unit(self, seq: int, unit: int, cells: list[Cells]) -> Steps[UnitArguments]:
         windows = {}
         minutes = int(self._state.calendar.minutes[seq])
         needed, before = np.zeros(minutes, dtype=bool), np.zeros(minutes, dtype=bool)
@@ -291,14 +293,12 @@ class AggregationDerivation:
                 for start in mine.minutes:
                     needed[start : start + AGGREGATE_MINUTES[one.column]] = True
                 before[np.maximum(mine.minutes - 1, 0)] = True
-        return UnitArguments(
-            self._state.symbols.name(unit),
-            windows,
-            self._cell_rows(seq, np.array([unit], dtype=np.int64), needed | before),
-            self._cell_rows(seq, self.members(seq).options(unit), needed),
-        )
+        yield
+        own = yield from self._cell_rows(seq, np.array([unit], dtype=np.int64), needed | before)
+        options = yield from self._cell_rows(seq, self.members(seq).options(unit), needed)
+        return UnitArguments(self._state.symbols.name(unit), windows, own, options)
 
-    def _cell_rows(self, seq: int, symbol_ids: np.ndarray, needed: np.ndarray) -> CellRows:
+    def _cell_rows(self, seq: int, symbol_ids: np.ndarray, needed: np.ndarray) -> Steps[CellRows]:
         """Where the rows of the trade cells of some minutes are, and those made from them."""
         state = self._state
         at, minute, ids = self.members(seq).cells(symbol_ids)
@@ -307,6 +307,7 @@ class AggregationDerivation:
         at, minute, ids = at[chosen], minute[chosen], ids[chosen]
         rows = []
         for index, column in enumerate(INPUTS):
+            yield
             records = state.maps[column.payload_kind].get_many(np.where(ids[:, index] != 0, ids[:, index], NO_ROWS_ID))
             rows.append(
                 input_rows(state, records["artifact_id"], at, minute, records["row_start"], records["row_count"])
@@ -321,6 +322,7 @@ class AggregationEngine(DerivedEngine):
     # Every commit of every option touches its underlying, and nothing is ready before the last.
     settle_s = 0.15
     units_a_step = 8
+    units_a_weighing = 1
     derivation: AggregationDerivation
 
     def _may_judge(self, session: str, look: Look, units: np.ndarray, until_s: float) -> bool:

@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 
 from engines.contract import Context, Remark, RowQuality
-from engines.derivation import Cells, Judged, counted_as, recipe_words, upstream
+from engines.derivation import Cells, Judged, Steps, counted_as, recipe_words, upstream
 from engines.derived import DerivedEngine
 from engines.derived_rows import InputRows, input_rows, readable
 from engines.greeks.expiry import Sessions
@@ -255,7 +255,7 @@ class GreeksDerivation:
         records = self._state.maps[column.payload_kind].get_many(np.where(ids == 0, NO_ROWS_ID, ids))
         return ids, records
 
-    def arguments(self, session: str, cells: list[Cells]) -> GreeksArguments:
+    def arguments(self, session: str, cells: list[Cells]) -> Steps[GreeksArguments]:
         """The task's cells, the curves, and the row ranges of trades and quotes."""
         self._learn()
         state, (mine,) = self._state, cells
@@ -265,11 +265,15 @@ class GreeksDerivation:
         underlyings, underlying_of_unit = np.unique(self._underlying[units], return_inverse=True)
         underlying = underlying_of_unit[symbol]
         rate_ids, rates = self._records(rows, Column.RF_RATE_REF, mine.symbol_ids, mine.minutes)
+        curves, curve = _curves(rate_ids, rates)
+        yield
         trade_ids, trades = self._records(rows, Column.TRADE_REF, mine.symbol_ids, mine.minutes)
+        yield
         quote_ids, _ = self._records(rows, Column.QUOTE_REF, underlyings[underlying], mine.minutes)
+        yield
         earlier = np.maximum(mine.minutes - 1, 0)
         before_ids, _ = self._records(rows, Column.QUOTE_REF, underlyings[underlying], earlier)
-        curves, curve = _curves(rate_ids, rates)
+        yield
         table = np.zeros(len(mine), dtype=CELL)
         table["symbol"], table["minute"], table["inputs"] = symbol, mine.minutes, mine.prints
         table["recipe"] = recipe_prints(self.recipes(seq, units))[symbol]
@@ -278,6 +282,8 @@ class GreeksDerivation:
         table["previous_quote_id"] = np.where(mine.minutes > 0, before_ids, 0)
         names = tuple(state.symbols.name(int(one)) for one in underlyings)
         day = datetime.date.fromisoformat(session)
+        quotes = self._quotes(rows, underlyings, underlying, mine.minutes)
+        yield
         return GreeksArguments(
             session=session,
             open_ns=int(state.calendar.open_ns[seq]),
@@ -289,7 +295,7 @@ class GreeksDerivation:
             trades=input_rows(
                 state, trades["artifact_id"], symbol, mine.minutes, trades["row_start"], trades["row_count"]
             ),
-            quotes=self._quotes(rows, underlyings, underlying, mine.minutes),
+            quotes=quotes,
             settings=self.settings,
             calendar=self._sessions,
         )

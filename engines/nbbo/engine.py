@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 
 from engines.contract import Context, Remark, RowQuality
-from engines.derivation import Cells, Judged, counted_as, recipe_words, upstream
+from engines.derivation import Cells, Judged, Steps, counted_as, recipe_words, upstream
 from engines.derived import DerivedEngine
 from engines.derived_rows import InputRows, input_rows, readable
 from engines.nbbo.policy import KERNEL_VERSION, NbboPolicy
@@ -148,20 +148,24 @@ class NbboDerivation:
         kind: PayloadKind = column.payload_kind
         return ids, self._state.maps[kind].get_many(np.where(ids == 0, NO_ROWS_ID, ids), check=check)
 
-    def arguments(self, session: str, cells: list[Cells]) -> NbboArguments:
+    def arguments(self, session: str, cells: list[Cells]) -> Steps[NbboArguments]:
         """The task's cells, and the row ranges of their inputs."""
         state, (mine,) = self._state, cells
         seq = state.calendar.session_seq(session)
         rows = state.trade.session(seq)
         units, symbol = np.unique(mine.symbol_ids, return_inverse=True)
         trade_ids, trades = self._records(rows, Column.TRADE_REF, mine.symbol_ids, mine.minutes)
+        yield
         quote_ids, _ = self._records(rows, Column.QUOTE_REF, mine.symbol_ids, mine.minutes)
         before_ids, _ = self._records(rows, Column.QUOTE_REF, mine.symbol_ids, np.maximum(mine.minutes - 1, 0))
+        yield
         table = np.zeros(len(mine), dtype=CELL)
         table["symbol"], table["minute"], table["inputs"] = symbol, mine.minutes, mine.prints
         table["trade_id"], table["quote_id"] = trade_ids, quote_ids
         table["previous_quote_id"] = np.where(mine.minutes > 0, before_ids, 0)
         options = (SymbolClass.CHAIN, SymbolClass.CONTRACT)
+        quotes = self._quotes(rows, units, symbol, mine.minutes)
+        yield
         return NbboArguments(
             session=session,
             open_ns=int(state.calendar.open_ns[seq]),
@@ -171,7 +175,7 @@ class NbboDerivation:
             trades=input_rows(
                 state, trades["artifact_id"], symbol, mine.minutes, trades["row_start"], trades["row_count"]
             ),
-            quotes=self._quotes(rows, units, symbol, mine.minutes),
+            quotes=quotes,
             policy=self.policy,
             prints=self.prints,
             recipe=recipe_print(self.recipe),

@@ -7,17 +7,20 @@ import shutil
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from engines.contract import Batch, Engine, Task, Watching, Workplace
+from engines.derivation import Steps
 from ledger.columns import Column, OptionRows
 from ledger.files import System
 from ledger.state import State, create_state, open_state
 from m17d.committing import Counts, commit, look
 from m17d.pool import compute
 from m17d.superseding import Guard
+
+T = TypeVar("T")
 
 
 class Clock(System):
@@ -97,6 +100,16 @@ def done(task: Task, state: State, name: str = "test-1") -> Batch:
     assert kind == "done", body
     batch: Batch = body
     return batch
+
+
+def at_once(steps: Steps[T]) -> T:
+    """The result of work that pauses, without its pauses."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as over:
+            result: T = over.value
+            return result
 
 
 def fetched(function: str, arguments: Any) -> Any:

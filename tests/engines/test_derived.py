@@ -12,7 +12,7 @@ import pytest
 
 import engines.derivation
 from engines.contract import Batch, Task
-from engines.derivation import Judged
+from engines.derivation import Cells, Judged
 from engines.derived import DerivedEngine
 from engines.nbbo.engine import NbboArguments, NbboDerivation
 from engines.nbbo.policy import NbboPolicy
@@ -508,3 +508,39 @@ def test_sifting_finds_what_judging_each_symbol_finds(state: State, monkeypatch:
         assert look.open and look.stale_cells()
         found.append((look.open, look.stale_cells()))
     assert found[0] == found[1]
+
+
+def test_a_task_whose_inputs_are_cleared_while_it_is_put_together_is_not_offered(
+    state: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    Planning pauses between judging and finding the rows. A cell cleared in between would be read as one without rows, under
+    the print of what it held: filled again with that, nobody would notice. At whatever pause it happens.
+    """
+    for pause in range(40):
+        first = state.calendar.session_seq(SESSION) * 390
+        state.trade.clear(AGGRESSOR, np.arange(3).repeat(390), first + np.tile(np.arange(390), 3))
+        fill_all(state)
+        engine = engine_of(state)
+        monkeypatch.setattr(engines.derived, "_PLAN_S", -1.0)
+        for _ in range(pause):
+            if any(task.compute for task in engine.plan(8)):
+                return
+        state.trade.clear(QUOTE, np.array([0]), np.array([first + 9]))
+        monkeypatch.setattr(engines.derived, "_PLAN_S", 60.0)
+        for task in engine.plan(8):
+            if task.compute:
+                assert 10 not in minutes_of(task)
+                assert task.arguments.cells["previous_quote_id"][task.arguments.cells["minute"] == 11].all()
+        put(state, QUOTE, 0, [9], 1)
+    pytest.fail("no task was ever offered")
+
+
+def test_cells_come_in_parts_of_whole_symbols() -> None:
+    """Every cell in one part, none of an empty list."""
+    ids = np.array([1, 1, 4, 4, 4, 9])
+    cells = Cells(TRADE, ids, np.arange(6), np.ones(6, dtype=np.uint32))
+    assert [part.symbol_ids.tolist() for part in cells.by_units(2)] == [[1, 1, 4, 4, 4], [9]]
+    assert [part.minutes.tolist() for part in cells.by_units(1)] == [[0, 1], [2, 3, 4], [5]]
+    assert [len(part) for part in cells.by_units(7)] == [6]
+    assert list(cells.part(slice(0, 0)).by_units(1)) == []

@@ -27,6 +27,7 @@ from ledger.maps import Artifact
 from ledger.records import ABSENT_TENOR, NO_ROWS_ID, blank
 from ledger.roots import RootTable
 from ledger.state import State, create_state, open_state
+from tests.engines.planning import at_once
 
 SESSION = "2014-06-06"
 SECOND = 1_000_000_000
@@ -141,7 +142,7 @@ class Market:
         prints = derivation.judge(self.seq, GREEKS, units).prints[0, minutes]
         cells = Cells(GREEKS, np.full(len(minutes), symbol_id), np.array(minutes), prints)
         assert (derivation.weigh(self.seq, cells) > 0).all()
-        task = Task("greeks", "k", SESSION, derivation.compute, derivation.arguments(SESSION, [cells]))
+        task = Task("greeks", "k", SESSION, derivation.compute, at_once(derivation.arguments(SESSION, [cells])))
         batch = run(task, workplace(self.state))
         staged = np.load(batch.blocks[0].path)
         assert (staged["inputs"] == prints).all()
@@ -391,7 +392,7 @@ def test_the_quotes_of_an_underlying_count_once_however_many_contracts_need_them
     ids = np.array(sorted(market.state.symbols.resolve(one) for one in symbols))
     cells = Cells(GREEKS, ids, np.full(3, 3), np.ones(3, dtype=np.uint32))
     assert market.derivation().weigh(market.seq, cells).tolist() == [18, 18, 18]
-    arguments = market.derivation().arguments(SESSION, [cells])
+    arguments = at_once(market.derivation().arguments(SESSION, [cells]))
     assert arguments.quotes.rows == 30
     assert arguments.underlyings == ("A",)
 
