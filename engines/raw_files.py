@@ -7,6 +7,7 @@ through :class:`Upstream`. This module must never read what is in a file.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,12 +132,13 @@ class FolderFiles:
 
     def find(self, dataset: Dataset, session: str) -> UpstreamFile:
         """What is there now: one ``stat``."""
-        path = self._folder / name_of(dataset, session)
+        # Text, not paths: a year of sessions is looked for every two seconds, in the daemon's loop.
+        path = f"{self._folder}/{name_of(dataset, session)}"
         try:
-            found = path.stat()
+            found = os.stat(path)
         except OSError:
-            return UpstreamFile(dataset, session, str(path))
-        return UpstreamFile(dataset, session, str(path), found.st_size, f"{found.st_size:x}-{found.st_mtime_ns:x}")
+            return UpstreamFile(dataset, session, path)
+        return UpstreamFile(dataset, session, path, found.st_size, f"{found.st_size:x}-{found.st_mtime_ns:x}")
 
     def path(self, file: UpstreamFile) -> Path:
         """The file itself."""

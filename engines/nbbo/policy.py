@@ -86,7 +86,7 @@ class Rule(StrEnum):
 
     The tick test compares with the last different price before the trade, so a zero tick has the side of the last tick
     that was none. It looks back over the trades of the same minute and the stored price before the first of them: a run
-    of equal prices that began earlier leaves the trade unknown (1 to 4 % of real trades), because more would reach out
+    of equal prices that began earlier leaves the trade unknown (about 1 % of real trades), because more would reach out
     of the cell's inputs. Trades without a quote in force go to the tick test too. Lee and Ready's five-second delay of
     quotes belongs to the reporting of their time and is not applied; ``quote_tie`` says what equal times mean.
     """
