@@ -8,13 +8,13 @@ meanwhile. This module must never know a socket.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import msgspec
 import numpy as np
 
 from ledger.absence import dataset_of
-from ledger.columns import RAW_COLUMNS, Column, Flag
+from ledger.columns import RAW_COLUMNS, Column, Dataset, Flag
 from ledger.sources import SourceRecord, SourceState
 from ledger.state import State
 from ledger.undo import UndoReader, remove_undo
@@ -85,44 +85,62 @@ class Changing:
 
     def accept(self, request: protocol.AcceptRequest, context: Context) -> Iterator[outcomes.AcceptReply | None]:
         """Declare missing sources of the range absent; take suspect cells as they are."""
-        selection = self.reading.select(request.range)
+        wanted = request.range
         columns = [
             column for column in (request.columns or RAW_COLUMNS) if column in (Column.TRADE_REF, Column.QUOTE_REF)
         ]
         accepted: dict[Column, int] = {}
-        sources = []
-        for column in columns:
+        absent = self._waiting_of(wanted, columns)
+        # Where nothing has come there is no symbol yet to select.
+        selection = None if absent and not len(self.state.universe(wanted.session)) else self.reading.select(wanted)
+        for column in columns if selection is not None else ():
+            assert selection is not None
             cells = 0
             for dataset, symbol_ids in self._by_dataset(selection, column).items():
                 record = self.state.sources.get(dataset, selection.session)
                 if record is not None and record.state is SourceState.WAITING:
-                    changed = msgspec.structs.replace(record, state=SourceState.ABSENT, reason="accepted as absent")
-                    sources.append(source_reply(changed))
+                    absent[dataset] = record
                     cells += len(symbol_ids) * selection.minutes
-                    if not request.dry_run:
-                        self.state.sources.put(changed)
                 elif record is not None:
                     cells += self._take_as_it_is(selection, column, record, symbol_ids, dry_run=request.dry_run)
                 yield None
             if cells:
                 accepted[column] = cells
-        if not accepted:
+        if not accepted and not absent:
             raise Refused("nothing_selected", "nothing in the range is waited for or suspect", "look with: m17ctl why")
+        sources = [
+            msgspec.structs.replace(record, state=SourceState.ABSENT, reason="accepted as absent")
+            for record in absent.values()
+        ]
         operation = "" if request.dry_run else self.taking.name()
         if not request.dry_run:
+            for record in sources:
+                self.state.sources.put(record)
             self.state.audit.append(
                 "accept",
                 audit_operator(context),
                 claimed=claimed(context),
                 operation=operation,
-                where={"session": selection.session, "symbols": request.range.symbols},
+                where={"session": wanted.session, "symbols": wanted.symbols},
                 cells={column.value: number for column, number in accepted.items()},
                 cause=request.cause,
                 result=", ".join(f"{source.dataset} absent" for source in sources) or "done",
             )
-            self.runner.settle_later(selection.session)
+            self.runner.settle_later(wanted.session)
             self.runner.wake()
-        yield outcomes.AcceptReply(operation=operation, accepted=accepted, sources=sources, dry_run=request.dry_run)
+        shown = [source_reply(record) for record in sources]
+        yield outcomes.AcceptReply(operation=operation, accepted=accepted, sources=shown, dry_run=request.dry_run)
+
+    def _waiting_of(self, wanted: protocol.Range, columns: Sequence[Column]) -> dict[str, SourceRecord]:
+        """Sources that a whole session waits for, by dataset, also those of which no symbol is known; none for a part of it."""
+        if wanted.symbols is not None or wanted.from_ts is not None or wanted.to_ts is not None:
+            return {}
+        datasets = {dataset.value for dataset in Dataset if dataset.column in columns}
+        return {
+            record.dataset: record
+            for record in self.state.sources.for_session(wanted.session)
+            if record.state is SourceState.WAITING and record.dataset in datasets
+        }
 
     def _by_dataset(self, selection: Selection, column: Column) -> dict[str, np.ndarray]:
         found: dict[str, list[int]] = {}

@@ -26,6 +26,13 @@ OVERFLOW_UID: Final = 65_534
 _ADDRESS: Final = re.compile(r"^[^\x00]*:(\d{1,10}):(\d{1,10}):(\d{1,10})$")
 _PEERS_MAX: Final = 4_096
 _NO_CLAIM: Final = Claimed()
+_SAID: Final = {
+    "engines_control": "control engines",
+    "priority_add": "add a region",
+    "priority_remove": "remove a region",
+    "sessions_open": "open a session",
+}
+"""Operations whose name is no verb."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +155,7 @@ def require(peer: Peer, role: str, operation: str) -> None:
     if role not in peer.roles:
         raise Refused(
             "permission_denied",
-            f"{peer.user or 'uid'} ({peer.uid}) may not {operation.replace('_', ' ')}: it needs the role {role}",
+            f"{peer.user or 'uid'} ({peer.uid}) may not {_SAID.get(operation, operation)}: it needs the role {role}",
             "ask an operator, or have yourself added to operate_users or operate_groups in the daemon's config",
             uid=peer.uid,
             role=role,

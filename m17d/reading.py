@@ -112,8 +112,15 @@ class Reading:
         universe = self.state.universe(wanted.session)
         chosen = self._matching(universe, wanted.symbols)
         if first >= last or not len(chosen):
-            what = "no window" if first >= last else f"no symbol of the session passes {wanted.symbols or '*'}"
-            raise Refused("nothing_selected", f"{wanted.session}: {what}", "see: m17ctl coverage " + wanted.session)
+            if first >= last:
+                what, hint = (
+                    "no window of it lies in the range",
+                    f"it has {minutes} windows; --to is behind the last one",
+                )
+            else:
+                what = f"no symbol of the session passes {wanted.symbols or '*'}"
+                hint = "see: m17ctl coverage " + wanted.session
+            raise Refused("nothing_selected", f"{wanted.session}: {what}", hint)
         return Selection(wanted.session, seq, chosen, first, last, wanted.contract)
 
     def _matching(self, universe: np.ndarray, pattern: str | None) -> np.ndarray:

@@ -564,8 +564,9 @@ class Runner:
         return len(self._commits) > 2 * self.pool.workers.size
 
     def since_ns(self, name: str) -> int:
-        """Since when an engine is in the state that it was last seen in by :meth:`note_states`, ns UTC."""
-        return self._since.get(name, ("", self._started_ns))[1]
+        """Since when an engine is in its state, ns UTC: as :meth:`note_states` saw it, or now where it changed since."""
+        state, since_ns = self._since.get(name, ("starting", self._started_ns))
+        return since_ns if state == self.health(name).state else self.state.system.now_ns()
 
     def note_states(self) -> Iterator[tuple[str, str, Health]]:
         """Engines whose state is another than when this was last asked, with the state before; called every second."""

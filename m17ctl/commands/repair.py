@@ -1,14 +1,15 @@
 """
 `m17ctl repair`: the operations of a file, in order, one result line each.
 
-A line that fails does not stop those behind it (an engine that was paused must be resumed); a daemon that is gone does.
+A line that fails does not stop those behind it (an engine that was paused must be resumed); a daemon that is gone does, and
+one that lets this user change nothing.
 This module must never do an operation before the whole file was checked.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import msgspec
 import typer
@@ -24,6 +25,8 @@ from m17d.outcomes import UndoReply
 from m17d.protocol import ClearRequest, RefreshRequest, WaitRequest
 
 app = typer.Typer()
+
+DENIED: Final = "permission_denied"
 
 _HELP = """
 Do the operations of a file (- for standard input), in order; one JSON object in and one out a line.
@@ -69,7 +72,7 @@ def repair(
             raise
         except ClientError as error:
             invocation.emit_line(_failure(operation, error))
-            if isinstance(error, (DaemonUnreachable, OutcomeUnknown, ProtocolMismatch)):
+            if isinstance(error, (DaemonUnreachable, OutcomeUnknown, ProtocolMismatch)) or error.code == DENIED:
                 _say_resumable(invocation, operations[at:])
                 return error.exit_code
             failed = True

@@ -436,6 +436,14 @@ def test_another_content_or_run_makes_other_keys() -> None:
     assert not set(keys[:5]) & set(m17ctl(_operating, "repair", "-", "--run", "b", "--cause", "x", stdin=FILE).keys[:5])
 
 
+def test_a_repair_by_who_may_not_operate_stops_at_the_first_line_with_exit_4() -> None:
+    """Every other line would be refused, too, and audited."""
+    ran = m17ctl(refused("permission_denied"), "repair", "-", "--cause", "x", stdin=FILE)
+    assert ran.code == 4
+    assert len(ran.asked) == len(ran.out.splitlines()) == 1
+    assert json.loads(ran.out)["error"]["code"] == "permission_denied"
+
+
 def test_a_repair_dry_run_changes_nothing() -> None:
     """Clears are previewed, everything else is only checked."""
     ran = m17ctl(_operating, "repair", "-", "--cause", "x", "--dry-run", stdin=FILE)
