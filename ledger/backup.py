@@ -36,7 +36,7 @@ from ledger.state import State
 from ledger.undo import OPEN_FOLDER
 
 _STEP_BYTES: Final = 1 << 20
-_SMALL: Final = ("calendar", "symbol-map.bin", "sources", "regions", "paused", "accepted")
+_SMALL: Final = ("calendar", "symbol-map.bin", "sources", "regions", "paused")
 _PART_SUFFIX: Final = ".part"
 _GROWING: Final = ".map"
 

@@ -13,8 +13,19 @@ from typing import Any, Final
 from ledger.calendar import FILE_NAME as CALENDAR_FILE
 from ledger.calendar import load_calendar
 from ledger.creation import ARTIFACTS_FILE, FORMAT_FILE, START_FILE
+from ledger.documents import (
+    KEYS_FILE,
+    KEYS_KIND,
+    KEYS_VERSION,
+    MARK_KIND,
+    PAUSED_FILE,
+    PAUSED_KIND,
+    read_document,
+)
 from ledger.errors import AddressError, LedgerError
+from ledger.files import TEMPORARY_SUFFIX
 from ledger.findings import RESTORE, Checked
+from ledger.framed import FramedFile
 from ledger.maps import ArtifactMap
 from ledger.regions import FILE_NAME as REGIONS_FILE
 from ledger.regions import RegionStore
@@ -23,7 +34,7 @@ from ledger.sources import SourceStore
 from ledger.state import State, read_page
 from ledger.symbols import FILE_NAME as SYMBOLS_FILE
 from ledger.symbols import SymbolMap
-from ledger.undo import UndoReader, list_undo, undo_path
+from ledger.undo import OPEN_FOLDER, UndoReader, list_undo, undo_path
 
 _CUT: Final = "open the state once; the tail is cut. Or restore it from a backup"
 
@@ -54,6 +65,7 @@ def check_small_files(state: State, checked: Checked) -> Iterator[None]:
         (directory / SOURCES_FILE, lambda: SourceStore(directory, system, year=year, readonly=True)),
         (directory / REGIONS_FILE, lambda: RegionStore(directory, system, year=year, readonly=True)),
         (directory / ARTIFACTS_FILE, lambda: ArtifactMap(system, directory / ARTIFACTS_FILE, readonly=True)),
+        (directory / KEYS_FILE, lambda: _keys(state)),
     )
     for path, opened in stores:
         store = look(path, opened)
@@ -61,6 +73,12 @@ def check_small_files(state: State, checked: Checked) -> Iterator[None]:
             text = f"its last {store.torn_bytes} bytes are no record: a crash tore it, or they changed"
             checked.find("torn", text, str(path), _CUT)
         yield
+    look(directory / PAUSED_FILE, lambda: read_document(system, directory / PAUSED_FILE, PAUSED_KIND))
+    for mark in system.list_directory(directory / OPEN_FOLDER):
+        path = directory / OPEN_FOLDER / mark
+        if not mark.endswith(TEMPORARY_SUFFIX):
+            look(path, lambda path=path: read_document(system, path, MARK_KIND))  # type: ignore[misc]
+    yield
     for operation in list_undo(directory, system):
         try:
             with UndoReader(directory, system, operation) as reader:
@@ -74,3 +92,11 @@ def check_small_files(state: State, checked: Checked) -> Iterator[None]:
         where = f"{state.audit.folder / broken.file} line {broken.line}"
         checked.find("audit", f"the line {broken.reason}", where, "keep the log; an edit of it cannot be undone")
     yield
+
+
+def _keys(state: State) -> FramedFile:
+    """The answers that a daemon remembers; where they ended is known while nobody has the state open for writing."""
+    closed = state.closed_at(KEYS_FILE) if state.readonly else None
+    facts = {"year": state.year}
+    path = state.directory / KEYS_FILE
+    return FramedFile.open(state.system, path, KEYS_KIND, KEYS_VERSION, facts, readonly=True, closed=closed)[0]

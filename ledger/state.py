@@ -8,7 +8,7 @@ reading beside a daemon. This module must never interpret what is in a cell.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -77,6 +77,8 @@ class State:
         self._universes: dict[str, tuple[int, np.ndarray]] = {}
         self._start_number = 0
         self.on_group: Any = lambda: None
+        self.ends: dict[str, Callable[[], int]] = {}
+        """Small files that others keep in the state, by name: where each ends; noted when the state is closed."""
         self.flusher: Flusher | None = None
         self.sound_artifacts: dict[str, tuple[int, int, int]] = {}
         """Artifacts whose bytes were summed and found right: URI -> inode, size, mtime; kept by ledger.frames."""
@@ -175,11 +177,18 @@ class State:
         """Everything is closed; say so, unless something failed on the way."""
         if error_type is None and self.failure is None:
             lengths = {
+                # Of a file that nobody opened this time the last word holds.
+                **(self._last_closed.lengths if self._last_closed else {}),
+                **{name: length() for name, length in self.ends.items()},
                 SOURCES_FILE: self.sources.length,
                 REGIONS_FILE: self.regions.length,
                 ARTIFACTS_FILE: self.artifacts.length,
             }
             write_closed(self.directory, self.system, Closed(lengths, self.audit.head))
+
+    def closed_at(self, name: str) -> int | None:
+        """Where a small file ended when the state was last closed in order; None where that is not known."""
+        return self._last_closed.lengths.get(name) if self._last_closed else None
 
     # ---- durability
 

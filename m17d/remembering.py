@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import msgspec
 
+from ledger.documents import KEYS_FILE, KEYS_KIND, KEYS_VERSION
 from ledger.framed import FramedFile
 from ledger.state import State
 from m17d.envelopes import REPLIES, Refused, operation_of
@@ -20,8 +21,6 @@ from m17d.protocol import Request
 from m17d.replies import Operator, Reply
 
 KEEP_NS: Final = 7 * 24 * 3600 * 10**9
-_FILE: Final = "audit/keys"
-_VERSION: Final = 1
 
 
 class _Kept(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,8 +42,14 @@ class Remembering:
     def __init__(self, state: State) -> None:
         self._state = state
         self._file, payloads = FramedFile.open(
-            state.system, state.directory / _FILE, "KEYS", _VERSION, {"year": state.year}
+            state.system,
+            state.directory / KEYS_FILE,
+            KEYS_KIND,
+            KEYS_VERSION,
+            {"year": state.year},
+            closed=state.closed_at(KEYS_FILE),
         )
+        state.ends[KEYS_FILE] = lambda: self._file.length
         decoder = msgspec.msgpack.Decoder(_Kept)
         oldest = state.system.now_ns() - KEEP_NS
         everything = [decoder.decode(payload) for payload in payloads]

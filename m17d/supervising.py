@@ -6,13 +6,11 @@ A small file in the state directory, rewritten whole at every change. This modul
 
 from __future__ import annotations
 
-import json
-
-from ledger.files import read_whole, write_atomically
+from ledger.documents import PAUSED_FILE, PAUSED_KIND, read_document, write_document
 from ledger.state import State
 from m17d.runner import Runner
 
-_FILE = "paused"
+_HINT = "remove the file, start m17d, and pause the engines again that are to stand still"
 
 
 class Supervising:
@@ -21,8 +19,7 @@ class Supervising:
     def __init__(self, state: State, runner: Runner) -> None:
         self._state = state
         self._runner = runner
-        data = read_whole(state.system, state.directory / _FILE)
-        kept: dict[str, str] = json.loads(data) if data else {}
+        kept: dict[str, str] = read_document(state.system, state.directory / PAUSED_FILE, PAUSED_KIND, _HINT) or {}
         runner.paused.update({name: why for name, why in kept.items() if name in runner.engines})
 
     def pause(self, name: str, why: str) -> None:
@@ -37,5 +34,5 @@ class Supervising:
         self._runner.wake()
 
     def _save(self) -> None:
-        text = json.dumps(self._runner.paused, sort_keys=True)
-        write_atomically(self._state.system, self._state.directory / _FILE, text.encode())
+        paused = dict(sorted(self._runner.paused.items()))
+        write_document(self._state.system, self._state.directory / PAUSED_FILE, PAUSED_KIND, paused)

@@ -9,15 +9,15 @@ This module must never look at a request.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 
 from ledger.columns import MINUTES_PER_SESSION, Column, Flag, Status
-from ledger.errors import AddressError, LedgerError
-from ledger.files import read_whole, write_atomically
+from ledger.documents import MARK_KIND, read_document, write_document
+from ledger.errors import AddressError, LedgerError, StateError
 from ledger.layout import SLOT
 from ledger.state import State
 from ledger.undo import CELLS_PER_FRAME, OPEN_FOLDER, UndoCells, UndoReader, remove_undo
@@ -41,7 +41,7 @@ class Unfinished:
             facts: what :meth:`Remembering.remember_again` needs.
         """
         self._state.system.make_directory(self._folder)
-        write_atomically(self._state.system, self._folder / operation, json.dumps(facts).encode())
+        write_document(self._state.system, self._folder / operation, MARK_KIND, facts)
 
     def end(self, operation: str) -> None:
         """The operation was answered, and the answer is remembered."""
@@ -59,12 +59,19 @@ class Unfinished:
         lines = []
         for mark in marks:
             if mark.name in audited:
-                remembering.remember_again(json.loads(read_whole(self._state.system, mark) or b"{}"))
-                lines.append(f"operation {mark.name} was done and not answered: its answer is kept for who asks again")
+                lines.append(f"operation {mark.name} was done and not answered: {self._answer(mark, remembering)}")
             else:
                 lines.append(f"operation {mark.name} was interrupted: {self._take_back(mark.name)}")
             self._state.system.unlink(mark)
         return lines
+
+    def _answer(self, mark: Path, remembering: Remembering) -> str:
+        """Remember the answer that its mark holds."""
+        try:
+            remembering.remember_again(read_document(self._state.system, mark, MARK_KIND) or {})
+        except StateError as error:
+            return f"nor can it be, should anybody ask again: {error}"
+        return "its answer is kept for who asks again"
 
     def _take_back(self, operation: str) -> str:
         where = {"operation": operation}

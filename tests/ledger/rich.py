@@ -11,13 +11,23 @@ import polars as pl
 from ledger.audit import Operator
 from ledger.columns import Column, PayloadKind, Source
 from ledger.content import checksum_of
+from ledger.documents import (
+    KEYS_FILE,
+    KEYS_KIND,
+    KEYS_VERSION,
+    MARK_KIND,
+    PAUSED_FILE,
+    PAUSED_KIND,
+    write_document,
+)
+from ledger.framed import FramedFile
 from ledger.frames import ArtifactWriter
 from ledger.layout import BLOCK_BYTES, COUNTS_OFFSET, FILE_BYTES, PAGE, ROW_BYTES, ROWS_COUNTS, ROWS_IDENTITY
 from ledger.layout import SLOT_OFFSET as SLOT
 from ledger.maps import RECORDS_OFFSET, Artifact
 from ledger.records import RECORD_DTYPE, blank
 from ledger.state import State, open_state
-from ledger.undo import write_undo
+from ledger.undo import OPEN_FOLDER, write_undo
 from tests.ledger.states import EARLY_CLOSE, SESSION, hashes, put
 from tests.ledger.writer import source_record
 
@@ -48,7 +58,20 @@ def make_rich(directory: Path) -> Path:
             minute_idx=[first, first + 1], version=slots["version"] + 1, slots=slots,
         )  # fmt: skip
         state.take_start_number()
+        with_daemon_files(state)
     return directory
+
+
+def with_daemon_files(state: State) -> None:
+    """What a daemon keeps beside the ledger: pauses, the mark of an operation, remembered answers."""
+    directory, system = state.directory, state.system
+    write_document(system, directory / PAUSED_FILE, PAUSED_KIND, {"quote": "ann: outage", "nbbo": "ann: outage"})
+    system.make_directory(directory / OPEN_FOLDER)
+    write_document(system, directory / OPEN_FOLDER / "op-9", MARK_KIND, {"key": "k" * 40, "uid": 1})
+    keys, _ = FramedFile.open(system, directory / KEYS_FILE, KEYS_KIND, KEYS_VERSION, {"year": state.year})
+    keys.append([b"answer" * 20, b"another" * 20])
+    state.ends[KEYS_FILE] = lambda: keys.length
+    keys.close()
 
 
 def with_rows(state: State, first: int) -> None:
@@ -84,7 +107,8 @@ def places(directory: Path) -> list[Place]:
     found = [*_rows(), *_short_rows(), *_maps(), *_symbols()]
     for name in ("format", "maps/start", "closed"):
         found += _header(name, size=PAGE)
-    for name in ("calendar", "sources", "regions", "maps/artifacts.map", "audit/undo/op-7"):
+    framed = ("calendar", "sources", "regions", "maps/artifacts.map", "audit/undo/op-7")
+    for name in (*framed, KEYS_FILE, PAUSED_FILE, f"{OPEN_FOLDER}/op-9"):
         found += _header(name, size=PAGE)
         size = (directory / name).stat().st_size
         found += [
