@@ -205,7 +205,8 @@ class Handlers:
         self.remembering.remember(key, request, peer, reply)
         if isinstance(reply, outcomes.OperationReply):
             self.changing.taking.unfinished.end(reply.operation)
-        self.publish("operation", {"op": operation_of(request), "key": key, "user": peer.user})
+        facts = {"op": operation_of(request), "key": key, "user": peer.user}
+        self.publish("operation", facts | _about(request, reply))
 
     def denied(self, request: Request, peer: Peer, claimed: Claimed) -> None:
         """Audit an attempt without the role."""
@@ -306,3 +307,24 @@ class Handlers:
             for waiting in engine.waiting()
         ]
         return lines + status.warnings
+
+
+def _about(request: Request, reply: replies.Reply) -> dict[str, str | int]:
+    """What a mutation was about, for whoever watches."""
+    found: dict[str, str | int] = {}
+    match request:
+        case protocol.ClearRequest() | protocol.RefreshRequest() | protocol.AcceptRequest():
+            found["session"] = request.range.session
+        case protocol.SessionsOpenRequest():
+            found["session"] = request.session
+        case protocol.EnginesControlRequest():
+            found |= {"engine": request.engine, "action": request.action}
+        case protocol.PriorityAddRequest():
+            found["symbol"] = request.symbol
+        case protocol.PriorityRemoveRequest():
+            found["region"] = request.id
+        case _:
+            pass
+    if isinstance(reply, outcomes.OperationReply | outcomes.UndoReply):
+        found["operation"] = reply.operation
+    return found

@@ -39,7 +39,7 @@ def audit(
             if invocation.json:
                 invocation.terminal.write_bytes(encode_json(record))
             else:
-                invocation.terminal.line(_record_line(invocation, record))
+                _write_record(invocation, record)
         chain = chain if piece.chain is UNSET else piece.chain
     if not verify:
         return 0
@@ -50,7 +50,19 @@ def audit(
     return 0 if chain == "intact" else EXIT_FAILED
 
 
-def _record_line(invocation: Invocation, record: Mapping[str, Any]) -> str:
+def _write_record(invocation: Invocation, record: Mapping[str, Any]) -> None:
+    """One line; on a terminal that is too narrow what was done goes below who did it."""
+    head, text = _record_words(invocation, record)
+    terminal = invocation.terminal
+    if terminal.width is None or len(head) + 2 + len(text) <= terminal.width:
+        terminal.line(f"{head}  {text}".rstrip())
+        return
+    terminal.line(head)
+    terminal.line(f"  {text}")
+
+
+def _record_words(invocation: Invocation, record: Mapping[str, Any]) -> tuple[str, str]:
+    """(when, who and what; on what, why and with what result)."""
     operator = record.get("operator")
     who = _who(operator) if isinstance(operator, Mapping) else str(operator or "m17d")
     ts = record.get("ts")
@@ -68,7 +80,7 @@ def _record_line(invocation: Invocation, record: Mapping[str, Any]) -> str:
     claimed = record.get("claimed")
     if isinstance(claimed, Mapping):
         parts += [f"{name} {value}" for name, value in claimed.items() if name != "key"]
-    return f"{when}  {who}  {record.get('op', '-')}  {'; '.join(part for part in parts if part)}".rstrip()
+    return f"{when}  {who}  {record.get('op', '-')}", "; ".join(part for part in parts if part)
 
 
 def _range_text(invocation: Invocation, given: object) -> str:
@@ -80,7 +92,7 @@ def _range_text(invocation: Invocation, given: object) -> str:
         if value in (None, "", []):
             continue
         shown = invocation.local_time(value) if name in ("from", "to") and isinstance(value, int) else value
-        shown = ",".join(map(str, shown)) if isinstance(shown, list) else shown
+        shown = ", ".join(map(str, shown)) if isinstance(shown, list) else shown
         words.append(str(shown) if name in ("session", "symbol", "symbols", "columns") else f"{name} {shown}")
     return " ".join(words)
 

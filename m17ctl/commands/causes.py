@@ -119,7 +119,7 @@ def _lineage_lines(invocation: Invocation, reply: LineageReply) -> Iterator[str]
 def _cell_lines(invocation: Invocation, cell: LineageCell) -> list[str]:
     label = f"{cell.column} {cell.symbol} {invocation.local_time(cell.start_ts)}  {cell.status}"
     if cell.payload_id:
-        label += f"  payload {cell.payload_id}, version {cell.version}, checksum {cell.checksum:08x}"
+        label += f"  payload {cell.payload_id} v{cell.version}, checksum {cell.checksum:08x}"
     if not cell.current:
         label += "  changed since"
     below: list[list[str]] = []

@@ -88,6 +88,7 @@ def region_lines(invocation: Invocation, regions: Sequence[RegionReply]) -> list
     """Regions for people, with progress by minute."""
     if not regions:
         return ["no regions"]
+    width = invocation.terminal.width
     rows = [
         [
             str(region.id),
@@ -103,7 +104,15 @@ def region_lines(invocation: Invocation, regions: Sequence[RegionReply]) -> list
         for region in regions
     ]
     headers = ("id", "priority", "symbol", "from", "to", "minutes", "state", "operator", "columns")
-    return table(headers, rows, width=invocation.terminal.width, right="rrlllr", keep=3)
+    lines = table(headers, rows, width=None, right="rrlllr")
+    if width is None or max(map(len, lines)) <= width:
+        return lines
+    # Who and which columns go below: times that are cut say nothing.
+    head, *lines = table(headers[:7], [row[:7] for row in rows], width=width, right="rrlllr", keep=6)
+    return [
+        head,
+        *(part for line, row in zip(lines, rows, strict=True) for part in (line, f"    by {row[7]}: {row[8]}")),
+    ]
 
 
 def _end(invocation: Invocation, region: RegionReply) -> str:

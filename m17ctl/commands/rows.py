@@ -7,6 +7,7 @@ This module must never summarise: what is not set shows as it is.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import tzinfo
 from typing import Annotated, Any, Literal
 
 import typer
@@ -15,7 +16,7 @@ from msgspec import UNSET
 from m17ctl.formats import encode_json, format_time, parse_time
 from m17ctl.invocation import Invocation, invocation_of
 from m17ctl.options import OptionalSession, SessionArgument, SymbolArgument, TimeArgument
-from m17ctl.render import fields, table
+from m17ctl.render import busy_columns, fields, shorten, table
 from m17d.protocol import PayloadRequest, RowRequest, RowsRequest
 from m17d.replies import PayloadReply, RowReply, RowsReply, SlotReply
 
@@ -27,6 +28,8 @@ KindArgument = Annotated[
     typer.Argument(metavar="KIND", help="rf_rate, trade, quote, aggressor, greeks or aggregate."),
 ]
 
+_HEADERS = ("column", "status", "source", "flags", "payload", "version", "checksum", "inputs", "updated")
+_RIGHT = "lllllr"
 _LETTERS = {"empty": "-", "pending": "P", "filled": "F", "cleared": "C"}
 _STATUS_COLORS = {"filled": "whole", "pending": "pending", "cleared": "trouble", "empty": "quiet"}
 
@@ -54,22 +57,7 @@ def row_lines(invocation: Invocation, reply: RowReply) -> Iterator[str]:
         f"window {reply.window_id}, minute {reply.minute_idx}"
     )
     yield ""
-    rows = [
-        [
-            str(column),
-            slot.status,
-            "" if slot.source == "none" else slot.source,
-            " ".join(slot.flags),
-            f"{slot.payload_type} {slot.payload_id}" if slot.payload_id else "",
-            str(slot.version) if slot.version else "",
-            f"{slot.checksum:08x}" if slot.checksum else "",
-            f"{slot.inputs:08x}" if slot.inputs else "",
-            format_time(slot.last_updated_ns // 10**9 * 10**9, zone) if slot.last_updated_ns else "",
-        ]
-        for column, slot in reply.slots.items()
-    ]
-    headers = ("column", "status", "source", "flags", "payload", "version", "checksum", "inputs", "updated")
-    lines = table(headers, rows, width=invocation.terminal.width, right="lllllr")
+    lines = _slot_table(reply, zone, invocation.terminal.width)
     yield lines[0]
     for line, slot in zip(lines[1:], reply.slots.values(), strict=True):
         yield invocation.terminal.paint(line, _STATUS_COLORS.get(slot.status))
@@ -78,6 +66,42 @@ def row_lines(invocation: Invocation, reply: RowReply) -> Iterator[str]:
             yield ""
             yield f"{column}:"
             yield from (f"  {line}" for line in record_lines(invocation, slot.payload))
+
+
+def _slot_table(reply: RowReply, zone: tzinfo, width: int | None) -> list[str]:
+    """The cells, one a line; where the terminal is narrow, shorter words and fewer columns, but no number that is cut."""
+    lines = table(
+        _HEADERS, [_slot_words(column, slot, zone) for column, slot in reply.slots.items()], width=None, right=_RIGHT
+    )
+    if width is None or max(map(len, lines)) <= width:
+        return lines
+    headers = [*_HEADERS[:5], "v", *_HEADERS[6:]]
+    rows = [_slot_words(column, slot, zone) for column, slot in reply.slots.items()]
+    for row in rows:
+        # The column says which kind of payload it is; the year is seldom in doubt.
+        row[4], row[8] = row[4].rpartition(" ")[2], row[8][5:16].replace("T", " ")
+    shown = busy_columns(headers, rows, always=3)
+    for left_out in ((), (7,), (7, 8)):
+        kept = [at for at in shown if at not in left_out]
+        right = "".join(_RIGHT[at : at + 1] or "l" for at in kept)
+        lines = table([headers[at] for at in kept], [[row[at] for at in kept] for row in rows], width=None, right=right)
+        if max(map(len, lines)) <= width:
+            return lines
+    return [shorten(line, width) for line in lines]
+
+
+def _slot_words(column: str, slot: SlotReply, zone: tzinfo) -> list[str]:
+    return [
+        str(column),
+        slot.status,
+        "" if slot.source == "none" else slot.source,
+        " ".join(slot.flags),
+        f"{slot.payload_type} {slot.payload_id}" if slot.payload_id else "",
+        str(slot.version) if slot.version else "",
+        f"{slot.checksum:08x}" if slot.checksum else "",
+        f"{slot.inputs:08x}" if slot.inputs else "",
+        format_time(slot.last_updated_ns // 10**9 * 10**9, zone) if slot.last_updated_ns else "",
+    ]
 
 
 def record_lines(invocation: Invocation, record: Any) -> list[str]:

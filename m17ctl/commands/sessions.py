@@ -6,6 +6,7 @@ This module must never hash anything itself: a digest is the daemon's.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 import typer
@@ -48,7 +49,7 @@ def _lines(invocation: Invocation, sessions: Sequence[SessionReply]) -> list[str
             format_time(session.open_ts, zone)[11:],
             format_time(session.close_ts, zone)[11:],
             session.mapped.replace("_", " "),
-            ", ".join(f"{dataset} {state}" for dataset, state in session.sources.items()),
+            ", ".join(f"{number} {state}" for state, number in Counter(session.sources.values()).items()),
         ]
         for session in sessions
     ]

@@ -16,7 +16,7 @@ from typing import Any, Final
 import msgspec
 
 from m17ctl.errors import DaemonUnreachable
-from m17ctl.formats import encode_json, format_clock, format_count
+from m17ctl.formats import encode_json, format_clock, format_count, format_time
 from m17ctl.invocation import CommandFailed, Invocation
 from m17d.outcomes import Event, SubscribeReply
 
@@ -25,6 +25,7 @@ _RESTART_SECONDS: Final = 60.0
 _AGAIN_SECONDS: Final = 0.5
 _SAVE_SECONDS: Final = 0.5
 _MS: Final = 1_000_000
+_SECOND: Final = 1000 * _MS
 
 
 class Position(msgspec.Struct, frozen=True):
@@ -174,7 +175,9 @@ def words_of(invocation: Invocation, event: Event) -> str:
         text = _words(invocation, event.topic, event.facts)
     except KeyError:
         text = " ".join(f"{name}={_fact(value)}" for name, value in event.facts.items())
-    return f"{invocation.local_time(event.ts // _MS * _MS)}  {event.topic:9}  {text}".rstrip()
+    # Milliseconds always, so that lines stand below each other.
+    when = f"{format_time(event.ts // _SECOND * _SECOND + 1, invocation.zone)[:19]}.{event.ts % _SECOND // _MS:03d}"
+    return f"{when}  {event.topic:9}  {text}".rstrip()
 
 
 def _words(invocation: Invocation, topic: str, facts: dict[str, Any]) -> str:
@@ -191,7 +194,16 @@ def _words(invocation: Invocation, topic: str, facts: dict[str, Any]) -> str:
             cells = f", {format_count(facts['cells'])} cells" if "cells" in facts else ""
             return f"{facts['engine']} {facts['state']}: {facts.get('reason') or facts['key']}{cells}"
         case "operation":
-            return f"{facts['op']} by {facts.get('user') or 'somebody'}, key {facts['key']}"
+            about = (
+                ("operation", ""),
+                ("engine", ""),
+                ("action", ""),
+                ("region", "region "),
+                ("symbol", ""),
+                ("session", ""),
+            )
+            what = "".join(f" {word}{facts[name]}" for name, word in about if facts.get(name))
+            return f"{facts['op'].replace('_', ' ')}{what} by {facts.get('user') or 'somebody'}, key {facts['key']}"
         case _:
             raise KeyError(topic)
 

@@ -296,6 +296,35 @@ def test_a_row_for_people_is_exactly_this() -> None:
     ]
 
 
+@pytest.mark.parametrize("flags", [[], ["partial", "suspect"]])
+def test_a_row_on_80_columns_cuts_no_number(flags: list[str]) -> None:
+    """Kinds and years go first, then prints, then times; a payload's number, version and checksum stay whole."""
+    print_ = 0x12345678
+    answer = row(
+        trade_ref=slot(flags=flags, payload_id=123_456, version=12),
+        aggressor_ref=slot(payload_id=874, version=1, inputs=print_),
+    )
+    ran = m17ctl(answer, "row", "AIG", "2013-10-07T09:31", width=80, environment={"NO_COLOR": "1"})
+    _, trade, aggressor = (line.split() for line in ran.out.splitlines()[2:5])
+    assert max(map(len, ran.out.splitlines())) <= 80
+    assert "…" not in ran.out
+    when = [] if flags else ["10-07", "09:30"]
+    assert trade == ["trade_ref", "filled", "flat_file", *flags, "123456", "12", "cafe0123", *when]
+    assert ("12345678" in aggressor) is (not flags)
+
+
+def test_regions_on_80_columns_keep_their_times() -> None:
+    """Who raised a region and for which columns stands below it where the line is too short."""
+    region = RegionReply(
+        id=12, symbol="O:TWX", start_ts=OPEN_NS, end_ts=OPEN_NS + 30 * MINUTE_NS, priority=100, columns=list(Column), minutes=30,
+        complete=4, state="active", operator="ana",
+    )  # fmt: skip
+    lines = m17ctl(RegionsReply(regions=[region]), "priority", "list", width=80).out.splitlines()
+    assert lines[1].split() == ["12", "100", "O:TWX", "2013-10-07T09:30", "10:00", "4/30", "active"]
+    assert lines[2].startswith("    by ana: rf_rate_ref trade_ref")
+    assert max(map(len, lines)) <= 80
+
+
 def test_rows_are_one_object_a_line_over_all_pieces() -> None:
     """A streamed answer is printed as it comes."""
     pieces = [RowsReply(rows=[row(0), row(1)]), RowsReply(rows=[row(2)])]
@@ -411,7 +440,7 @@ def test_lineage_is_a_tree() -> None:
     """Down to the file and its rows, with what changed since."""
     out = m17ctl(LINEAGE, "lineage", "AIG", "2013-10-07T09:30", "aggressor_ref").out.splitlines()
     assert out == [
-        "aggressor_ref AIG 2013-10-07T09:30  filled  payload 5, version 2, checksum 000000ff",
+        "aggressor_ref AIG 2013-10-07T09:30  filled  payload 5 v2, checksum 000000ff",
         "├─ recipe nbbo nearest-side",
         "└─ trade_ref AIG 2013-10-07T09:30  filled  changed since",
         "   ├─ artifact trade/a.parquet#rows=1-2",

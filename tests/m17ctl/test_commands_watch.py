@@ -26,7 +26,8 @@ EVENTS = [
         "id": 3, "symbol": "IBM", "state": "active", "complete": 120, "minutes": 390}),
     Event(seq=8, ts=OPEN_NS, topic="task", facts={
         "engine": "nbbo", "key": "nbbo 2013-10-07 AIG", "state": "done", "session": "2013-10-07", "cells": 390}),
-    Event(seq=9, ts=OPEN_NS, topic="operation", facts={"op": "clear", "key": "k1", "user": "ana"}),
+    Event(seq=9, ts=OPEN_NS, topic="operation", facts={
+        "op": "clear", "key": "k1", "user": "ana", "session": "2013-10-07", "operation": "op-1"}),
     Event(seq=12, ts=OPEN_NS, topic="later", facts={"new": 1, "word": "two words"}, lost=2),
 ]  # fmt: skip
 
@@ -40,13 +41,13 @@ def test_events_in_words() -> None:
     ran = m17ctl(lambda request: [begin(resync=True), *EVENTS], "watch")
 
     assert ran.code == 0
-    assert [line.removeprefix("2013-10-07T09:30  ") for line in ran.out.splitlines()] == [
+    assert [line.removeprefix("2013-10-07T09:30:00.000  ") for line in ran.out.splitlines()] == [
         "slots      trade_ref 2013-10-07 AIG, BAC, IBM and 377 more: 11,400 cells set by trade_flatfile, 09:30 to 09:59",
         "slots      quote_ref 2013-10-08 IBM: 30 cells cleared, 09:30 to 09:59",
         "engine     nbbo: idle -> failed (why)",
         "region     #3 IBM active, 120 of 390 windows whole",
         "task       nbbo done: nbbo 2013-10-07 AIG, 390 cells",
-        "operation  clear by ana, key k1",
+        "operation  clear op-1 2013-10-07 by ana, key k1",
         'later      new=1 word="two words"',
     ]
     assert "2 events before this one were lost" in ran.err
@@ -68,7 +69,7 @@ def test_json_lines_say_where_to_go_on() -> None:
     [
         (("--engine", "nbbo"), [6, 8]),
         (("--engine", "trade_flatfile"), [4]),
-        (("--session", "2013-10-07"), [4, 8]),
+        (("--session", "2013-10-07"), [4, 8, 9]),
         (("--symbols", "IBM"), [4, 5, 7]),
         (("--symbols", "AI?"), [4]),
         (("--symbols", "ZZZ", "--session", "2013-10-07"), [4]),
