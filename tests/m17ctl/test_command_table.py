@@ -284,6 +284,9 @@ def test_proof_and_upkeep(m17ctl: Desk, tmp_path: Path) -> None:
     assert {"m17", "open_files_limit", "file_system", "free_bytes", "state_dir_mode", "now_ns", "socket_mode"} <= set(
         doctor.json["facts"]
     )
+    # The session's files of options are waited for: once they are taken as absent, nothing is left to accept.
+    accepted = m17ctl("accept", "--session", SESSION, "--cause", "table").json
+    assert set(accepted) == {"operation", "accepted", "sources", "dry_run"} and accepted["sources"]
     accept = m17ctl("accept", "--session", SESSION, "--cause", "table", code=6)
     assert accept.error["code"] == "nothing_selected"
 
