@@ -232,9 +232,11 @@ def test_another_recipe_makes_the_newest_sessions_again_once(tmp_path: Path) -> 
     text = (tmp_path / "m17.toml").read_text()
     (tmp_path / "m17.toml").write_text(text.replace("[runner]", "[runner]\nauto_recompute_sessions = 0"))
     with served(tmp_path) as client:
-        time.sleep(1)
-        counts = client.call(protocol.CoverageRequest(session=CHAINS)).columns[AGGRESSOR]
-        assert (counts.stale, counts.filled) == (1560, 1560)
+        end = time.monotonic() + 120
+        while (counts := client.call(protocol.CoverageRequest(session=CHAINS)).columns[AGGRESSOR]).stale != 1560:
+            assert time.monotonic() < end, counts
+            time.sleep(0.1)
+        assert counts.filled == 1560
         why = client.call(protocol.WhyRequest(columns=[AGGRESSOR], range=protocol.Range(session=CHAINS)))
         assert [(group.cause, group.cells) for group in why.groups] == [("recipe", 1560)]
         where = protocol.Range(session=CHAINS)

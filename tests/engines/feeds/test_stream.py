@@ -109,7 +109,7 @@ async def run(
         server.url = f"ws://127.0.0.1:{next(iter(listening.sockets)).getsockname()[1]}/stocks"
         client = StreamClient(replace(settings, url=server.url), emit, **more)
         task = asyncio.create_task(client.run())
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(120):
             await reached.wait()
             await client.stop()
             await task
@@ -118,7 +118,7 @@ async def run(
 
 async def until(true: Callable[[], bool]) -> None:
     """Look again and again; ten seconds at most."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(120):
         while not true():  # noqa: ASYNC110  (what is waited for is state, not an event)
             await asyncio.sleep(0.02)
 
@@ -256,7 +256,7 @@ def test_topics_without_an_answer_are_a_gap_of_their_own() -> None:
         await status(socket, ("success", "subscribed to: T.AIG"), ("error", "not entitled: T.IBM"))
         await socket.wait_closed()
 
-    settings = replace(SETTINGS, trades=("AIG", "IBM"), acknowledge_seconds=0.1)
+    settings = replace(SETTINGS, trades=("AIG", "IBM"), acknowledge_seconds=0.5)
     messages = asyncio.run(run(Server(script), lambda messages: "streaming" in states(messages), settings))
 
     assert Gap(0, None, "not acknowledged", ("T.IBM",)) in messages
@@ -278,12 +278,12 @@ def test_a_topic_that_is_acknowledged_after_all_has_a_gap_that_ends() -> None:
             if "IBM" in topics:
                 await socket.send(json.dumps([trade(130)]))
                 await socket.wait_closed()
-            await asyncio.sleep(0.5)
+            await asyncio.sleep(1.5)
             await socket.close(1012)
 
         return script
 
-    settings = replace(SETTINGS, trades=("AIG", "IBM"), acknowledge_seconds=0.1)
+    settings = replace(SETTINGS, trades=("AIG", "IBM"), acknowledge_seconds=0.5)
     messages = asyncio.run(
         run(Server(answering("T.AIG"), answering("T.AIG,T.IBM")), lambda found: len(of_ibm(found)) == 2, settings)
     )
@@ -434,7 +434,7 @@ def test_a_reader_that_is_stuck_costs_no_message_but_repeated_states() -> None:
     passed: list[FeedMessage] = []
 
     def send(message: FeedMessage) -> None:
-        stuck.wait(5)
+        stuck.wait(60)
         passed.append(message)
 
     rows = [SpooledRows(Dataset.STOCK_TRADES, 0, str(n), 1, ("AIG",)) for n in range(500)]
@@ -645,15 +645,17 @@ def test_live_events_end_a_gap_when_the_topics_are_subscribed() -> None:
         await asyncio.sleep(0.6)
         await socket.close(1012)
 
+    began_ns = time.monotonic_ns()
     messages = asyncio.run(
         run(Server(script, sending()), lambda found: sum(isinstance(m, Gap) for m in found) == 4, wall_ns=lambda: now)
     )
+    passed_ns = time.monotonic_ns() - began_ns
 
     began, ended, cut, resumed, _ = [m for m in messages if isinstance(m, Gap)]
     assert (began, began.reason) == (Gap(0, None, FEED_BEGAN), ended.reason)
-    # Subscribed 0.3 s before the event, and the gap ends a grace after that.
+    # Subscribed before the event, by 0.3 s and at most by all that has passed, and the gap ends a grace after that.
     assert ended.end_ns is not None
-    assert at(10) + GRACE_NS - 10**9 < ended.end_ns < at(10) + GRACE_NS
+    assert at(10) + GRACE_NS - passed_ns < ended.end_ns < at(10) + GRACE_NS
     assert (cut.start_ns, cut.end_ns) == (at(10) - GRACE_NS, None)
     # Events are 20 s late by the clock that stands still, so that event time is still that of the last one.
     assert (resumed.start_ns, resumed.end_ns) == (cut.start_ns, at(10) + GRACE_NS)
