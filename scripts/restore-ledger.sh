@@ -1,7 +1,7 @@
-#!/bin/sh
+#!/usr/bin/env bash
 # Restore an archive of archive-ledger.sh to a new directory: checksum, unpack beside it, verify, then rename.
 # usage: restore-ledger.sh ARCHIVE.tar.zst NEW_STATE_DIR
-set -eu
+set -euo pipefail
 [ $# -eq 2 ] || { echo "usage: $0 ARCHIVE.tar.zst NEW_STATE_DIR" >&2; exit 2; }
 archive=$1 target=$2
 here=$(cd "$(dirname "$0")/.." && pwd)

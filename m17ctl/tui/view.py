@@ -11,12 +11,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import tzinfo
 from pathlib import Path
-from typing import ClassVar, Final
+from typing import Any, ClassVar, Final
 
 from textual import on
 from textual.app import App, ComposeResult
 from textual.binding import BindingType
 from textual.message import Message
+from textual.screen import Screen
 
 from m17ctl.tui import answers, deeds, questions, settings
 from m17ctl.tui.axis import DAY, Axis, Level
@@ -187,8 +188,9 @@ class View(App[int]):
     def _take_failure(self, failed: Failed) -> None:
         self.desk.failed(failed.job)
         looked = isinstance(failed.job, deeds.ClearJob) and failed.job.dry_run
-        if looked and isinstance(self.screen, ClearDialog):
-            self.screen.complain(failed.message)
+        top = self._top()
+        if looked and isinstance(top, ClearDialog):
+            top.complain(failed.message)
         else:
             self.say(failed.message + (f" ({failed.hint})" if failed.hint else ""))
 
@@ -218,8 +220,9 @@ class View(App[int]):
             case answers.Raised(regions=regions):
                 self.say(raised_text(regions))
             case answers.ClearResult(replies=replies, dry_run=True):
-                if isinstance(self.screen, ClearDialog):
-                    self.screen.show(replies)
+                top = self._top()
+                if isinstance(top, ClearDialog):
+                    top.show(replies)
             case answers.ClearResult(replies=replies):
                 self.say(cleared_text(replies))
             case _:
@@ -412,8 +415,14 @@ class View(App[int]):
         self.push_screen(ListPage(what, title, headers, keys))
         self.pump.submit(questions.ListJob(what))
 
+    def _top(self) -> Screen[Any] | None:
+        """The screen on top; none while the last one is taken down, when timers and results may still come."""
+        stack = self.screen_stack
+        return stack[-1] if stack else None
+
     def _page_of(self, what: str) -> ListPage | None:
-        return self.screen if isinstance(self.screen, ListPage) and self.screen.what == what else None
+        top = self._top()
+        return top if isinstance(top, ListPage) and top.what == what else None
 
     def _show_list(self, what: str, rows: list[list[str]]) -> None:
         page = self._page_of(what)

@@ -23,7 +23,7 @@ COLUMN = Column.TRADE_REF
 CELLS = 390
 SYMBOLS_AT_MOST = 150
 ROUNDS_MIN = 20
-SECONDS_MAX = 60.0
+SECONDS_MAX = 240.0
 
 
 def write(directory: Path) -> None:

@@ -92,10 +92,8 @@ def answering(path: Path, reply: dict[str, object] | None) -> threading.Thread:
 
 def test_missing_socket_is_reported_at_once_with_path_errno_and_remedy(tmp_path: Path) -> None:
     """Nobody waits for a daemon that is not there."""
-    started = time.perf_counter()
-    with Client(tmp_path / "none.sock") as client, pytest.raises(DaemonUnreachable) as failure:
+    with Client(tmp_path / "none.sock", timeout_s=86_400) as client, pytest.raises(DaemonUnreachable) as failure:
         client.call(PingRequest())
-    assert time.perf_counter() - started < 0.5
     assert failure.value.exit_code == 7
     assert failure.value.facts == {"path": str(tmp_path / "none.sock"), "errno": 2}
     assert str(tmp_path) in str(failure.value)

@@ -336,6 +336,7 @@ def test_reader_without_the_role_gets_4_and_a_sentence_and_is_audited(m17ctl: De
                 code = m17ctl_main.run(["--socket", str(m17ctl.socket), "--json", *words])
             return json.dumps([code, out.getvalue(), err.getvalue()])
 
+        open_to_others(m17ctl.root)  # again: another run of the tests closes the folder that it shares with this one
         return Ran(*json.loads(as_another_user(65534, work)))
 
     try:
@@ -358,10 +359,8 @@ def test_reader_without_the_role_gets_4_and_a_sentence_and_is_audited(m17ctl: De
 def test_daemon_that_is_down_stopped_or_of_another_protocol(
     m17ctl: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """7 in well under a second; 8 with the key under which it can be sent again; 9 for another protocol."""
-    began = time.monotonic()
-    assert m17ctl_main.run(["--socket", str(tmp_path / "none.sock"), "status"]) == 7
-    assert time.monotonic() - began < 5
+    """7 at once, whatever the timeout; 8 with the key under which it can be sent again; 9 for another protocol."""
+    assert m17ctl_main.run(["--socket", str(tmp_path / "none.sock"), "--timeout", "86400", "status"]) == 7
     pid = m17ctl("status").json["pid"]
     with Client(m17ctl.socket) as client:
         client.call(protocol.PingRequest())

@@ -90,9 +90,9 @@ def disk_bytes(directory: Path) -> int:
     return sum(path.stat().st_blocks * 512 for path in directory.rglob("*"))
 
 
-def run_script(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    """One of the scripts, in a shell's way, with this interpreter's programs first."""
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+def run_script(name: str, *arguments: object, tools: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """One of the scripts, in a shell's way, with this interpreter's programs first, and ``tools`` before them."""
+    path = ":".join([*([str(tools)] if tools else []), str(Path(sys.executable).parent), os.environ["PATH"]])
     command = [ROOT / "scripts" / name, *arguments]
     return subprocess.run(
         [str(word) for word in command], capture_output=True, text=True, check=False, env={**os.environ, "PATH": path}
@@ -200,6 +200,26 @@ def test_archive_is_restored_to_an_equal_state(folder: Path, is_running: bool) -
     again = run_script("restore-ledger.sh", archive, target)
     assert again.returncode == 1
     assert "exists" in again.stderr
+
+
+@pytest.mark.parametrize("code", [0, 2])
+def test_archive_whose_tar_is_cut_short_is_not_made(folder: Path, code: int) -> None:
+    """A tar that stops in the middle, whether it says so or not: no archive, no checksum, and the last archive stays."""
+    archive, tools = folder / "archive.tar.zst", folder / "tools"
+    tools.mkdir()
+    (tools / "tar").write_text(
+        f'#!/bin/sh\ncase " $* " in *" -cf "*) ;; *) exec {shutil.which("tar")} "$@" ;; esac\n'
+        f'{shutil.which("tar")} "$@" | head -c 70000\nexit {code}\n'
+    )
+    (tools / "tar").chmod(0o755)
+    done = run_script("archive-ledger.sh", folder / "ledger.state", archive, tools=tools)
+    assert done.returncode != 0
+    assert "archived" not in done.stdout
+    assert [path.name for path in folder.glob("archive*")] == []
+    assert run_script("archive-ledger.sh", folder / "ledger.state", archive).returncode == 0
+    before = [path.read_bytes() for path in sorted(folder.glob("archive*"))]
+    assert run_script("archive-ledger.sh", folder / "ledger.state", archive, tools=tools).returncode != 0
+    assert [path.read_bytes() for path in sorted(folder.glob("archive*"))] == before
 
 
 def test_archive_that_changed_is_not_restored(folder: Path) -> None:

@@ -22,7 +22,7 @@ from m17d.outcomes import Event, Failure, SubscribeReply
 from m17d.protocol import ClearRequest, Range
 from tests.filled_state import SESSION, copy_of, filled, needs_data
 
-WAIT_S = 30
+WAIT_S = 120
 
 
 @dataclass
