@@ -174,6 +174,8 @@ class DerivedEngine:
         """Judge units that a change touched, newest session first, for a few milliseconds."""
         for session in self._sessions:
             look = self._looks[session]
+            if look.has_unjudged() and not self._state.open_some(look.seq, until_s):
+                return
             now_s = time.monotonic()
             self._sift(look, now_s)
             while len(units := look.unjudged(self.units_a_step, now_s - self.settle_s, now_s - _LATE_S)):

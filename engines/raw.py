@@ -30,6 +30,7 @@ from engines.rest_pass import RestResult
 from engines.symbol_globs import SymbolGlobs
 from ledger.absence import dataset_of, matches
 from ledger.columns import Column, Dataset, Flag, Status, SymbolClass
+from ledger.coverage import mark
 from ledger.errors import UnknownSession
 from ledger.regions import touches
 from ledger.roots import is_contract, symbol_of
@@ -38,6 +39,8 @@ from ledger.sources import SourceRecord, SourceState
 from ledger.state import State
 
 _LOOK_INTERVAL_S: Final = 2.0
+_OPENED_S: Final = 0.003
+"""How long a session is mapped at a time."""
 
 Patterns = Annotated[list[Annotated[str, Meta(min_length=1)]], Meta(min_length=1)]
 Day = Annotated[str, Meta(pattern=r"^\d{4}-\d{2}-\d{2}$")]
@@ -83,7 +86,7 @@ class FlatFileEngine:
         self._looked_s = -1.0
         self._files: list[UpstreamFile] = []
         self._sessions: list[str] = []
-        self._seen_changes: dict[tuple[str, Dataset], tuple[int, int]] = {}
+        self._seen_changes: dict[tuple[str, Dataset], set[tuple[int, ...]]] = {}
         self._wanted_names: dict[tuple[str, Dataset], tuple[str, ...]] = {}
         self._published_at: dict[str, int] = {}
         self._at_work: dict[str, PassArguments] = {}
@@ -467,10 +470,13 @@ class FlatFileEngine:
         """Symbols with rows in the file and a cell that is empty, cleared or wanted; looked for only where cells moved."""
         state, key = self._state, (file.session, file.dataset)
         seq = state.calendar.session_seq(file.session)
-        rows = state.trade.session(seq) if state.trade.exists(seq) else None
-        rows_at = (-1, 0) if rows is None else (rows.change_count, id(rows))
-        if self._seen_changes.get(key) == rows_at:
+        before = mark(state.trade, seq)
+        if before in self._seen_changes.get(key, ()):
             return self._wanted_names[key]
+        if not state.trade.open_some(seq, time.monotonic() + _OPENED_S):
+            # Asked again when it is mapped: a full day takes longer than others should wait.
+            return ()
+        rows = state.trade.session(seq) if state.trade.exists(seq) else None
         listed = record.symbol_rows()
         ids = listed["symbol_id"][(listed["rows_in"] > 0) | (listed["rows_outside"] > 0)].astype(np.int64)
         if rows is None:
@@ -484,7 +490,8 @@ class FlatFileEngine:
             open_cells = (status == Status.EMPTY) | (status == Status.CLEARED)
             open_cells |= (status == Status.FILLED) & (flags & np.uint8(Flag.WANTED) != 0)
             wanted = ids[open_cells.any(axis=1)]
-        self._seen_changes[key] = rows_at
+        # One that was mapped for this and dropped since is known by its file's mark, and not mapped again.
+        self._seen_changes[key] = {before, mark(state.trade, seq)}
         self._wanted_names[key] = tuple(state.symbols.name(int(one)) for one in wanted)
         return self._wanted_names[key]
 

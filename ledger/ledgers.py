@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator, Sized
 from contextlib import ExitStack, closing, contextmanager, suppress
 from functools import partial
@@ -67,6 +68,8 @@ class Ledger:
         self._folder = os.fspath(directory)
         self._sessions: dict[int, SessionRows] = {}
         self._used_ns: dict[int, int] = {}
+        self._openings: dict[int, Iterator[None]] = {}
+        """Sessions that are mapped in part."""
         self._resident = [-1] * _SESSIONS_RESIDENT
         """Sessions used last, the newest last; -1 is none."""
         self._symbols = symbols
@@ -107,23 +110,65 @@ class Ledger:
             SpaceError: the file system refused.
         """
         rows = self._sessions.get(session_seq)
-        now_ns = self._system.now_ns()
         if rows is None:
-            place, readonly = self._session_place(session_seq), self.readonly or self._system.failure is not None
-            rows = SessionRows(self._system, self.path(session_seq), self.kind, place, readonly=readonly)
-            try:
-                if not readonly:
-                    recover(rows, self._maps, len(self._symbols), now_ns, self._on_repair)
-            except BaseException:
-                # Not called clean: what is wrong in it must be found again.
-                rows.close(clean=False)
-                raise
-            self._sessions[session_seq] = rows
-            self._make_room(session_seq)
-        self._used_ns[session_seq] = now_ns
+            for _ in self._openings.pop(session_seq, None) or self._open(session_seq):
+                pass
+            rows = self._sessions[session_seq]
+        self._used_ns[session_seq] = self._system.now_ns()
         if session_seq != self._resident[-1]:
             self._note_resident(session_seq)
         return rows
+
+    def open_some(self, session_seq: int, until_s: float) -> bool:
+        """
+        Map a session a piece at a time, where :meth:`session` would take its whole file at once.
+
+        Args:
+            until_s: go on until then, as ``time.monotonic`` counts; at least one piece is done.
+
+        Returns:
+            True where it is mapped now, or has no file; raises like :meth:`session`.
+        """
+        if session_seq in self._sessions or not self.exists(session_seq):
+            return True
+        steps = self._openings.pop(session_seq, None) or self._open(session_seq)
+        for _ in steps:
+            if time.monotonic() >= until_s:
+                self._openings[session_seq] = steps
+                return False
+        return True
+
+    def open_on(self, until_s: float) -> None:
+        """Go on with sessions that are mapped in part; raises like :meth:`session`, once for each."""
+        for session_seq in list(self._openings):
+            self.open_some(session_seq, until_s)
+
+    @property
+    def is_opening(self) -> bool:
+        """True while a session is mapped in part."""
+        return bool(self._openings)
+
+    def _open(self, session_seq: int) -> Iterator[None]:
+        """Map and recover a session, a few milliseconds between yields; it is there when all are done."""
+        place, readonly = self._session_place(session_seq), self.readonly or self._system.failure is not None
+        path = self.path(session_seq)
+        rows = SessionRows(self._system, path, self.kind, place, readonly=readonly, later=True)
+        try:
+            yield from rows.loading()
+        except BaseException:
+            rows.abandon()
+            raise
+        try:
+            if not readonly:
+                now_ns = self._system.now_ns()
+                yield from recover(rows, self._maps, len(self._symbols), now_ns, self._on_repair)
+        except BaseException:
+            # Not called clean: what is wrong in it must be found again.
+            rows.close(clean=False)
+            raise
+        self._sessions[session_seq] = rows
+        self._used_ns[session_seq] = self._system.now_ns()
+        self._make_room(session_seq)
 
     def _note_resident(self, session_seq: int) -> None:
         """Keep pages of the rows of the sessions used last, and let those of others go."""
@@ -220,6 +265,7 @@ class Ledger:
         Raises:
             SpaceError: the first failure; what could not be flushed is looked through when it is opened again.
         """
+        self._openings.clear()
         self._close(sorted(self._sessions, reverse=True))
 
     def _close(self, seqs: list[int]) -> None:

@@ -7,7 +7,7 @@ before it was reported: a crash in between reports twice, and never hides a repa
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -18,7 +18,8 @@ from ledger.errors import DamagedFile
 from ledger.maps import PayloadMap
 from ledger.rows import BrokenSlot, SessionRows
 
-_CELLS_AT_ONCE: Final = 1 << 18
+_SYMBOLS_AT_ONCE: Final = 42
+"""A step: 16,000 cells or so, a few milliseconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +44,9 @@ def recover(
     symbols: int,
     now_ns: int,
     report: Callable[[Repaired], None] | None,
-) -> None:
+) -> Iterator[None]:
     """
-    Set right what is wrong in a session that was just opened for writing.
+    Set right what is wrong in a session that was just opened for writing; yields between steps of looking for it.
 
     Args:
         rows: the session.
@@ -64,13 +65,16 @@ def recover(
         hint = "restore symbol-map.bin from a backup; or this file, from before those symbols"
         raise DamagedFile(text, hint=hint, path=str(rows.path))
     broken = [cell for cell in rows.broken if cell.symbol_id < symbols]
-    dangling = [] if rows.clean else dangling_cells(rows, maps)
+    dangling = [] if rows.clean else (yield from dangling_cells(rows, maps))
     pending: list[tuple[Column, np.ndarray, np.ndarray]] = []
     for column in rows.columns:
         end = min(rows.symbols_end, symbols)
+        if not rows.counts_status[rows.column_index(column), Status.PENDING]:
+            continue
         at, minutes = np.nonzero(rows.status[rows.column_index(column), :end] == Status.PENDING)
         if len(at):
             pending.append((column, at, minutes))
+        yield
     cells, claimed = broken + dangling, sum(len(minutes) for _, _, minutes in pending)
     headers = len(rows.stained) + rows.stained_page
     if report is not None and (cells or claimed or headers or len(foreign)):
@@ -86,14 +90,17 @@ def recover(
         rows.release_pending(column, symbol_ids, minutes, now_ns=now_ns)
 
 
-def dangling_cells(rows: SessionRows, maps: dict[PayloadKind, PayloadMap]) -> list[BrokenSlot]:
-    """Filled cells whose payload_id names no good record of the kind, or one with another checksum."""
+def dangling_cells(rows: SessionRows, maps: dict[PayloadKind, PayloadMap]) -> Generator[None, None, list[BrokenSlot]]:
+    """Filled cells whose payload_id names no good record of the kind, or one with another checksum; yields between steps."""
     found: list[BrokenSlot] = []
     for column in rows.columns:
         payloads = maps[column.payload_kind]
-        symbols, minutes = np.nonzero(rows.status[rows.column_index(column), : rows.symbols_end] == Status.FILLED)
-        for start in range(0, len(symbols), _CELLS_AT_ONCE):
-            some, when = symbols[start : start + _CELLS_AT_ONCE], minutes[start : start + _CELLS_AT_ONCE]
+        status = rows.status[rows.column_index(column)]
+        for start in range(0, rows.symbols_end, _SYMBOLS_AT_ONCE):
+            some, when = np.nonzero(status[start : min(start + _SYMBOLS_AT_ONCE, rows.symbols_end)] == Status.FILLED)
+            if not len(some):
+                continue
+            some += start
             slots = rows.slots(column, some, when)
             records = payloads.get_many(slots["payload_id"], check=False)
             wrong = (records["content_hash"] >> np.uint64(32)).astype(np.uint32) != slots["checksum"]
@@ -103,4 +110,5 @@ def dangling_cells(rows: SessionRows, maps: dict[PayloadKind, PayloadMap]) -> li
             recent[recent] = ~payloads.good(slots["payload_id"][recent])
             for index in np.flatnonzero(wrong | recent):
                 found.append(BrokenSlot(column, int(some[index]), int(when[index])))
+            yield
     return found

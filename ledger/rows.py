@@ -77,9 +77,14 @@ class SessionRows(ClearingRows):
         *,
         readonly: bool,
         load: bool = True,
+        later: bool = False,
     ) -> None:
-        """``load=False`` leaves planes and counts empty: for who reads blocks and slots; nothing can be set then."""
-        super().__init__(system, path, kind, place, readonly=readonly, load=load)
+        """
+        ``load=False`` leaves planes and counts empty: for who reads blocks and slots; nothing can be set then.
+
+        ``later``: whoever makes it goes through :meth:`loading` before anything else.
+        """
+        super().__init__(system, path, kind, place, readonly=readonly, load=load, later=later)
         # The scalar path counts nanoseconds: views of single bytes and numbers are three times faster than arrays, and
         # one tuple is faster than as many attributes.
         block, row, plane = BLOCK_BYTES[kind], ROW_BYTES[kind], SYMBOLS_MAX * MINUTES_PER_SESSION

@@ -13,6 +13,7 @@ import math
 import mmap
 import os
 import threading
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -47,6 +48,8 @@ from ledger.slots import BrokenSlot, SessionPlace
 
 _SHIFT: Final = np.uint64(32)
 _BLOCKS_AT_ONCE: Final = 64
+_LOADED_AT_ONCE: Final = 24
+"""Blocks between two yields of a load: two or three milliseconds."""
 _HUGE_SYMBOLS_MIN: Final = 2_500
 _ASK_EACH_MAX: Final = 32
 """So many blocks are asked about one by one; for more all extents of the file are read."""
@@ -73,6 +76,7 @@ class SessionFile:
         *,
         readonly: bool,
         load: bool = True,
+        later: bool = False,
     ) -> None:
         self.kind = kind
         self.place = place
@@ -116,8 +120,8 @@ class SessionFile:
             self._map = self._map_file()
             self._slots = self._slot_view()
             try:
-                if load:
-                    self._load()
+                for _ in self.loading() if load and not later else ():
+                    pass
             except BaseException:
                 SessionFile._unmap(self)
                 raise
@@ -201,7 +205,8 @@ class SessionFile:
                 ranges.append((first, last))
         return ranges
 
-    def _load(self) -> None:
+    def loading(self) -> Iterator[None]:
+        """Planes and counts from the rows, a few milliseconds between yields; the rest of a constructor that left it for later."""
         page = self.header_page()
         stored = counts_in(page)
         self.clean = stored is not None and bool(stored["clean"])
@@ -209,9 +214,12 @@ class SessionFile:
         blocks = self.data_blocks()
         self._expect(sum(last - first for first, last in blocks))
         for first, last in blocks:
-            for start in range(first, last, _BLOCKS_AT_ONCE):
-                self._load_blocks(start, min(start + _BLOCKS_AT_ONCE, last))
-        self.recount()
+            for start in range(first, last, _LOADED_AT_ONCE):
+                self._load_blocks(start, min(start + _LOADED_AT_ONCE, last))
+                yield
+        for index in range(len(self.columns)):
+            self._recount_column(index)
+            yield
 
     def read_blocks(self, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
         """
@@ -318,13 +326,16 @@ class SessionFile:
 
     def recount(self) -> None:
         """Count statuses and flags again from the planes."""
-        blocks, last = int(np.count_nonzero(self.reserved)), self.symbols_end
         for index in range(len(self.columns)):
-            status = self.status[index, :last, : self.place.minutes]
-            flags = self.flags[index, :last, : self.place.minutes]
-            counts = [np.count_nonzero(status == one) for one in (Status.PENDING, Status.FILLED, Status.CLEARED)]
-            self.counts_status[index] = [blocks * self.place.minutes - sum(counts), *counts]
-            self.counts_flags[index] = [np.count_nonzero(flags & np.uint8(1 << bit)) for bit in range(FLAG_COUNT)]
+            self._recount_column(index)
+
+    def _recount_column(self, index: int) -> None:
+        blocks, last = int(np.count_nonzero(self.reserved)), self.symbols_end
+        status = self.status[index, :last, : self.place.minutes]
+        flags = self.flags[index, :last, : self.place.minutes]
+        counts = [np.count_nonzero(status == one) for one in (Status.PENDING, Status.FILLED, Status.CLEARED)]
+        self.counts_status[index] = [blocks * self.place.minutes - sum(counts), *counts]
+        self.counts_flags[index] = [np.count_nonzero(flags & np.uint8(1 << bit)) for bit in range(FLAG_COUNT)]
 
     # ---- blocks
 
@@ -475,6 +486,13 @@ class SessionFile:
                 self._closed = True
                 self._unmap()
                 self._system.close(self._fd)
+
+    def abandon(self) -> None:
+        """Close what was not loaded to the end; the file stays as it is."""
+        with self._lock:
+            self._closed = True
+            self._unmap()
+            self._system.close(self._fd)
 
     def _unmap(self) -> None:
         del self._slots

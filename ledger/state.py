@@ -284,6 +284,20 @@ class State:
 
     # ---- what is where
 
+    def open_some(self, session_seq: int, until_s: float) -> bool:
+        """Map a session of both ledgers a piece at a time; see :meth:`ledger.ledgers.Ledger.open_some`."""
+        return self.trade.open_some(session_seq, until_s) and self.enrichment.open_some(session_seq, until_s)
+
+    def open_on(self, until_s: float) -> None:
+        """Go on with sessions that are mapped in part, whoever began it."""
+        self.trade.open_on(until_s)
+        self.enrichment.open_on(until_s)
+
+    @property
+    def is_opening(self) -> bool:
+        """True while a session is mapped in part."""
+        return self.trade.is_opening or self.enrichment.is_opening
+
     def ledger_of(self, column: Column) -> Ledger:
         """The ledger that holds a column."""
         return self.trade if column.ledger is LedgerKind.TRADE else self.enrichment

@@ -7,6 +7,7 @@ meanwhile. This module must never know a socket.
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
@@ -21,6 +22,7 @@ from ledger.undo import UndoReader, remove_undo
 from m17d import outcomes, protocol
 from m17d.changed import Changed
 from m17d.envelopes import Refused
+from m17d.opening import STEP_S
 from m17d.peers import Context
 from m17d.reading import Reading, Selection, source_reply
 from m17d.runner import Runner
@@ -51,6 +53,7 @@ class Changing:
         with UndoReader(self.state.directory, self.state.system, request.operation) as kept:
             for _ in kept.check():
                 yield None
+            yield from self._opened(str(kept.facts.get("session", "")))
             for piece in kept.pieces():
                 for back in set_back(self.state, piece):
                     session = back.session
@@ -80,6 +83,12 @@ class Changing:
             self.state.flusher.wrote(urgent=True)
         self.runner.wake()
         yield outcomes.UndoReply(operation=request.operation, restored=restored, skipped=skipped)
+
+    def _opened(self, session: str) -> Iterator[None]:
+        """Map the session of an operation, in steps."""
+        seq = self.state.calendar.session_seq(session)
+        while not self.state.open_some(seq, time.monotonic() + STEP_S):
+            yield None
 
     # ---- accept
 

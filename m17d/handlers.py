@@ -13,7 +13,7 @@ from typing import Any, assert_never
 
 from ledger.sources import SourceRecord, SourceState
 from ledger.state import State
-from m17d import outcomes, protocol, replies
+from m17d import opening, outcomes, protocol, replies
 from m17d.changing import Changing
 from m17d.config import Config
 from m17d.daily import report, shown
@@ -90,6 +90,9 @@ class Handlers:
         """The answer to one request; raises LedgerError or Refused."""
         began_s = time.perf_counter()
         try:
+            seq = opening.session_seq_of(self.state, request)
+            if seq is not None and not self.state.open_some(seq, time.monotonic() + opening.STEP_S):
+                return opening.answered_then(self.state, seq, lambda: self._answer(request, context))
             return self._answer(request, context)
         finally:
             operation = operation_of(request)

@@ -38,6 +38,7 @@ from m17d import outcomes, protocol, replies
 from m17d.envelopes import Piece, Refused
 from m17d.lag_history import LagHistory
 from m17d.measuring import Measuring, as_counts, totals
+from m17d.opening import STEP_S
 from m17d.quality import Quality
 from m17d.runner import Runner
 from m17d.runway import SHORT_DAYS, Runway
@@ -385,7 +386,7 @@ class Reading:
 
     # ---- rows of artifacts
 
-    def export(self, request: protocol.ExportRequest) -> Iterator[replies.ExportReply]:
+    def export(self, request: protocol.ExportRequest) -> Iterator[replies.ExportReply | None]:
         """
         Which rows of which artifacts the filled cells name; a piece per artifact.
 
@@ -404,6 +405,8 @@ class Reading:
         if not ledger.exists(selection.seq):
             return
         few = len(selection.symbol_ids) <= _LOOKED_AT_MAX
+        while not few and not ledger.open_some(selection.seq, time.monotonic() + STEP_S):
+            yield None
         with ledger.look(selection.seq) if few else nullcontext(ledger.session(selection.seq)) as rows:
             found = named_rows(state, rows, request.column, selection.symbol_ids) if rows is not None else []
         for named in found:

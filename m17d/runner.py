@@ -8,6 +8,7 @@ reason. This module must never know what an engine computes, nor a socket.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 import traceback
@@ -183,6 +184,7 @@ class Runner:
         busy = self._continue_commits(end)
         if not busy:
             busy = self._settle(end)
+        busy = self._open_on(end) or busy
         if time.monotonic() >= self._planned_s or self.pool.idle_places():
             self._start_tasks()
         return (busy and not self._waits_for_sync) or (self._plans_on and self.pool.workers.idle_places() > 0)
@@ -191,7 +193,16 @@ class Runner:
         """True when nothing runs, nothing waits to be committed or settled, and no engine has a task."""
         if self.pool.running() or self._commits or self._settling or self._unsettled:
             return False
-        return not self._candidates(1) and not self._is_looking() and not self._expects()
+        return not (self._candidates(1) or self._is_looking() or self._expects() or self.state.is_opening)
+
+    def _open_on(self, end: float) -> bool:
+        """Map sessions that somebody asked for; True where there are such."""
+        if not self.state.is_opening:
+            return False
+        # Whoever needs a session that cannot be mapped meets the error himself.
+        with self.turns.step("open"), contextlib.suppress(LedgerError):
+            self.state.open_on(end)
+        return True
 
     def _listen(self) -> None:
         """Let engines that listen take what waits, so that nothing waits in a pipe; paused ones keep it for later."""
@@ -310,7 +321,7 @@ class Runner:
             self._began_s[task.key] = time.monotonic()
             self._tell_started(task)
             started += 1
-        self._plans_on = not started and self._is_planning()
+        self._plans_on = not started and (self._is_planning() or self.state.is_opening)
         if not started and not self._plans_on:
             self._planned_s = now_s + (_LOOK_INTERVAL_S if self._is_looking() else PLAN_INTERVAL_S)
 

@@ -25,11 +25,13 @@ from engines.treasury.reading import Read, ReadArguments
 from ledger.absence import matches
 from ledger.columns import Column, Flag, Source, Status
 from ledger.content import checksum_of
-from ledger.coverage import applicable, class_words, with_options
+from ledger.coverage import applicable, class_words, mark, with_options
 from ledger.records import ABSENT_TENOR
 from ledger.state import State
 
 _LOOK_INTERVAL_S: Final = 2.0
+_OPENED_S: Final = 0.003
+"""How long a session is mapped at a time."""
 _FOREVER_S: Final = 1e9
 _LAG_DAYS: Final = 10
 """Sessions that are looked back for curves that have not come."""
@@ -82,7 +84,7 @@ class TreasuryEngine:
         self._pause: Pause | None = None
         self._looked_s = -_FOREVER_S
         self._reads = 0
-        self._whole: dict[str, tuple[int, int, int]] = {}
+        self._whole: dict[str, set[tuple[int, ...]]] = {}
         self._filling: set[str] = set()
         self._passes = np.zeros(0, dtype=bool)
         self._backlog = 0
@@ -281,17 +283,22 @@ class TreasuryEngine:
         if session in self._filling:
             # Planned again at every cell that is set, the rest would be another task, and set twice.
             return None
-        rows = state.trade.session(seq) if state.trade.exists(seq) else None
-        signature = (len(universe), -1 if rows is None else rows.change_count, len(self._held.dates))
-        if not len(universe) or self._whole.get(session) == signature:
+        known = len(universe), len(self._held.dates)
+        before = (*known, *mark(state.trade, seq))
+        if not len(universe) or before in self._whole.get(session, ()):
             return None
+        if not state.trade.open_some(seq, time.monotonic() + _OPENED_S):
+            # Asked again when it is mapped: a full day takes longer than others should wait.
+            return None
+        rows = state.trade.session(seq) if state.trade.exists(seq) else None
         applies = applicable(_COLUMN, class_words(state, universe), with_options(state, universe))
         ids = universe[applies & self._named()[universe]]
         starts = state.calendar.start_ts_array(state.calendar.windows(seq))
         curve = holding(self._held.effective_ts, starts)
         needed = ids if rows is None else self._lacking(rows, ids, curve)
         if not len(needed) or (curve < 0).all():
-            self._whole[session] = signature
+            # One that was mapped for this and dropped since is known by its file's mark, and not mapped again.
+            self._whole[session] = {before, (*known, *mark(state.trade, seq))}
             return None
         spans = self._spans([state.symbols.name(int(one)) for one in needed], curve)
         key = f"rf_rate {session} {len(needed)} symbols, curve of {self._held.dates[int(curve[-1])]}"

@@ -19,10 +19,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ledger import sessionfile
 from ledger.columns import Column, Flag, Status
 from ledger.errors import StateFull
 from ledger.undo import UndoFile
-from m17d import protocol, taking
+from m17d import opening, protocol, taking
 from m17d.config import read_config
 from m17d.daemon import Daemon
 from m17d.envelopes import Rest
@@ -175,6 +176,27 @@ def test_operation_that_fails_in_the_middle_is_taken_back_step_by_step(
     assert changed(daemon) == 0
     assert seen.index(max(seen)) < len(seen) - 2, "taking back was one step"
     assert not list((root / "ledger.state" / "audit" / "open").iterdir())
+    daemon.close()
+
+
+def test_request_about_a_session_that_is_not_mapped_waits_for_it_in_steps(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others are served between them; a cell that is already mapped is answered at once."""
+    monkeypatch.setattr(sessionfile, "_LOADED_AT_ONCE", 4)
+    monkeypatch.setattr(opening, "STEP_S", 0.0)
+    daemon = opened(root)
+    seq = daemon.state.calendar.session_seq(SESSION)
+    wait = protocol.WaitRequest(columns=[Column.TRADE_REF], range=protocol.Range(session=SESSION))
+    answer = daemon.handlers.handle(wait, Context(ME))
+    assert isinstance(answer, Iterator)
+    assert seq not in daemon.state.trade.mapped()
+    taken = list(answer)
+    assert len(taken) > len(TICKERS) // 4
+    assert taken[-1].whole
+    assert seq in daemon.state.trade.mapped()
+    coverage = protocol.CoverageRequest(session=SESSION)
+    assert not isinstance(daemon.handlers.handle(coverage, Context(ME)), Iterator)
     daemon.close()
 
 
