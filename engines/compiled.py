@@ -19,6 +19,7 @@ from typing import Final
 
 SOURCES: Final = (
     *(f"engines/aggregation/{name}.py" for name in ("density", "dip", "dip_table", "moments", "ordered", "statistics")),
+    "engines/feeds/kernel_csv.py",
     *(f"engines/greeks/{name}.py" for name in ("arrays", "curve", "flags", "kernel", "policy", "pricing")),
     *(f"engines/nbbo/{name}.py" for name in ("arrays", "in_force", "kernel", "policy", "sides")),
     *(f"ledger/{name}.py" for name in ("checksums", "columns", "content", "records")),

@@ -94,8 +94,8 @@ ROOMS: Final = (
     Room(
         ("engines.feeds", "engines.feeds.*"),
         "feeds turn files, REST and websockets into arrays; a feed that knew the ledger could not be used beside it",
-        house=("engines.feeds", "engines.feeds.*", "ledger.columns"),
-        outside=_names("numpy msgspec polars pyarrow obstore websockets zstandard"),
+        house=("engines.compiled", "engines.feeds", "engines.feeds.*", "ledger.columns"),
+        outside=_names("numpy msgspec polars pyarrow isal obstore websockets zstandard"),
     ),
     Room(
         ("engines.*",),

@@ -11,15 +11,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Protocol
+from typing import Final, Protocol
 
 from engines.feeds.canonical_order import SymbolOf
 from engines.feeds.chunks import Chunk
 from engines.feeds.flatfile import BAD_ROWS_MAX, BATCH_ROWS, read_batches
 from engines.feeds.ordering import BUDGET_ROWS, CHUNK_ROWS, ordered_chunks
-from engines.feeds.pass_report import NeedsExactPass, NeedsExternalSort, PassReport
+from engines.feeds.pass_report import NeedsExactPass, NeedsExternalSort, NeedsPlainPass, PassReport
 from engines.feeds.session_window import SessionWindow
 from ledger.columns import Dataset
+
+COMPILED_BYTES: Final = 256 << 10
+"""Packed size from which on a file is worth compiled code, which a worker loads in half a second."""
 
 
 class Sink(Protocol):
@@ -49,9 +52,9 @@ def run_pass(
     """
     Read a file to its end into a sink and report on it.
 
-    A first attempt reads fast and trusts the file to be grouped. If the fast reader meets something doubtful, or the file
-    turns out not to be grouped, that sink is aborted and another attempt is made with the exact reader, with the external
-    sort, or both: three attempts at most.
+    A first attempt reads fast, large files in compiled code, and trusts the file to be grouped. If that reader meets
+    something that it does not know or cannot judge, or the file turns out not to be grouped, that sink is aborted and
+    another attempt is made with a more careful reader, with the external sort, or both: four attempts at most.
 
     Args:
         sink_factory: opens the sink of one attempt.
@@ -67,6 +70,7 @@ def run_pass(
         OSError: reading or spilling failed; the sink was aborted.
     """
     exact = external = False
+    compiled = path.stat().st_size >= COMPILED_BYTES
     while True:
         report = PassReport()
         sink = sink_factory()
@@ -75,7 +79,7 @@ def run_pass(
             with TemporaryDirectory(prefix="pass-", dir=spill_dir) as folder:
                 batches = read_batches(
                     path, dataset, window, report, wanted=wanted, bad_rows_max=bad_rows_max, batch_rows=batch_rows,
-                    exact=exact,
+                    exact=exact, compiled=compiled,
                 )  # fmt: skip
                 for chunk in ordered_chunks(
                     batches, dataset, window, symbol_of, report, spill_dir=Path(folder), budget_rows=budget_rows,
@@ -84,6 +88,8 @@ def run_pass(
                     sink.write(chunk)
             complete = True
             return report
+        except NeedsPlainPass:
+            compiled = False
         except NeedsExactPass:
             exact = True
         except NeedsExternalSort:

@@ -1,7 +1,8 @@
 """
 Reads one flat file (.csv.gz) as typed frames, in bounded memory, and says what is wrong with it.
 
-Two readers, one result. The fast one streams through Polars with an explicit schema and without ``ignore_errors``, so a
+Three readers, one result. The compiled one takes large files of the form that upstream writes, and sends all others to the
+fast one (:class:`NeedsPlainPass`). The fast one streams through Polars with an explicit schema and without ``ignore_errors``, so a
 field that does not fit its type stops it, as does every flaw of the gzip stream: Polars compares CRC and length of each
 member and refuses what follows the last one. What Polars lets pass (short lines become nulls behind a ticker of garbage,
 quotes may span lines) shows as a null or as a ticker, code list or id off its pattern. At any of these the fast reader
@@ -50,6 +51,7 @@ def read_batches(
     bad_rows_max: int = BAD_ROWS_MAX,
     batch_rows: int = BATCH_ROWS,
     exact: bool = False,
+    compiled: bool = False,
 ) -> Iterator[pl.DataFrame]:
     """
     Rows of one file, in file order, as frames with the columns and types of :func:`columns_of` and without nulls.
@@ -66,12 +68,14 @@ def read_batches(
         bad_rows_max: unreadable lines that are set aside; one more is damage.
         batch_rows: rows per frame, about.
         exact: read with exact line numbers, several times slower.
+        compiled: read in compiled code what is of the form that upstream writes; in workers, and worth it for large files.
 
     Raises:
         SourceDamaged: gzip truncated, wrong or followed by other bytes; no header, a required column missing, wrong
             delimiter, UTF-16, unterminated quote, a line over 64 KiB, binary data, too many unreadable lines, or rows
             but none of the session's day.
         NeedsExactPass: throw everything away and call again with a fresh report and ``exact=True``.
+        NeedsPlainPass: the same without ``compiled``.
         OSError: the file cannot be read.
     """
     path = Path(path)
@@ -83,6 +87,10 @@ def read_batches(
     schema = _schema(header, dataset)
     if exact:
         frames = ExactReader(path, dataset, schema, window, report, checks, bad_rows_max).batches()
+    elif compiled:
+        from engines.feeds.compiled_reader import CompiledReader
+
+        frames = _ahead(CompiledReader(path, dataset, schema, report, checks, batch_rows).batches())
     else:
         frames = _ahead(_fast_batches(path, dataset, schema, report, checks, max(bad_rows_max, 1), batch_rows))
     for frame in frames:

@@ -5,6 +5,7 @@ What one pass over a file found, and the ways it can end early.
 
     SourceDamaged       the file cannot be trusted: nothing of it may be committed
     Restart             not a failure: the pass starts again another way (see engines.feeds.file_pass)
+    ├─ NeedsPlainPass       the compiled reader met something that is not as upstream writes it
     ├─ NeedsExactPass       the fast reader met something that it cannot judge
     └─ NeedsExternalSort    an instrument came back after its rows were handed out
 
@@ -48,6 +49,10 @@ class SourceDamaged(Exception):
 
 class Restart(Exception):
     """The pass has to start again another way; what was handed out so far is void."""
+
+
+class NeedsPlainPass(Restart):
+    """The compiled reader met something that it does not know."""
 
 
 class NeedsExactPass(Restart):

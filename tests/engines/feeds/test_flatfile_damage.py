@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import engines.feeds.file_pass
 from engines.feeds.chunks import Chunk
 from engines.feeds.file_pass import run_pass
 from engines.feeds.flatfile import NeedsExactPass, PassReport, SourceDamaged, read_batches
@@ -35,6 +36,12 @@ class Recorder:
     def abort(self) -> None:
         """Remember it."""
         self.aborted = True
+
+
+@pytest.fixture(autouse=True, params=["fast", "compiled"])
+def reader(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which reader a pass begins with: what it says of damage is the same."""
+    monkeypatch.setattr(engines.feeds.file_pass, "COMPILED_BYTES", 0 if request.param == "compiled" else 2**62)
 
 
 def lines(count: int) -> list[str]:
