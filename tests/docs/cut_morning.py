@@ -58,7 +58,7 @@ def _trades(*, cut: bool) -> list[str]:
                 continue
             ts = start + minute * _MINUTE_NS + 30 * 10**9 + at
             price = 20 + at + minute % 7 / 100
-            lines.append(f"{ticker},,,11,{minute},{ts},{price:.2f},{sequence},{ts},100,1,,0")
+            lines.append(flat_files.trade_line(ticker, minute, ts, price, sequence))
     return lines
 
 
@@ -69,7 +69,7 @@ def _quotes() -> list[str]:
             sequence += 1
             ts = start + minute * _MINUTE_NS + 29_500_000_000 + at
             bid = 20 + at + minute % 5 / 100
-            lines.append(f"{ticker},11,{bid + 0.02:.2f},3,12,{bid:.2f},2,1,,{ts},{sequence},{ts},1,")
+            lines.append(flat_files.quote_line(ticker, ts, bid, bid + 0.02, sequence))
     return lines
 
 

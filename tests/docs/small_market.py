@@ -60,14 +60,14 @@ def _files(session: str) -> dict[Dataset, list[str]]:
             sequence += 1
             ts, mid = start + minute * _MINUTE_NS, price + minute % 7 / 100
             lines[Dataset.STOCK_QUOTES].append(
-                f"{ticker},11,{mid + 0.01:.2f},3,12,{mid - 0.01:.2f},2,1,,{ts + 1000},{sequence},{ts + 1000},1,"
+                flat_files.quote_line(ticker, ts + 1000, mid - 0.01, mid + 0.01, sequence)
             )
             busy = ticker == "AIG" and minute in BUSY
             for number in range(0 if busy and minute == SILENT else 25 if busy else 1):
                 at = ts + 1_000_000 * (number + 2)
                 paid = mid + 0.01 * (-1) ** number
                 lines[Dataset.STOCK_TRADES].append(
-                    f"{ticker},,,11,{minute}-{number},{at},{paid:.2f},{sequence},{at},100,1,,0"
+                    flat_files.trade_line(ticker, f"{minute}-{number}", at, paid, sequence)
                 )
     for contract in CONTRACTS:
         for minute in range(0, 390, 5):

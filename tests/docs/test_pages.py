@@ -36,6 +36,9 @@ from tests.docs import small_market
 from tests.docs.pages import PAGES, ROOT, Block, blocks, fits, text_of, typed
 from tests.m17d import flat_files
 
+pytestmark = pytest.mark.timeout(900)
+"""Whoever types first waits for the daemon, its kernels and every cell, on a machine that may be busy."""
+
 TYPED_ELSEWHERE: Final = {"docs/repair.md": "tests/docs/test_repair_page.py"}
 ENGINE_PAGE: Final = "docs/engine.md"
 NOT_RUN: Final = {
@@ -90,7 +93,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 def until(process: subprocess.Popen[bytes], root: Path, what: str, holds: Callable[[], bool]) -> None:
     """Wait until something holds, with the log where it never does."""
-    end = time.monotonic() + 280
+    end = time.monotonic() + 600
     while not holds():
         assert process.poll() is None, (root / "m17d.log").read_text()
         assert time.monotonic() < end, f"{what}:\n{(root / 'm17d.log').read_text()}"

@@ -25,6 +25,16 @@ def open_ns(session: str) -> int:
     return int(datetime(year, month, day, 9, 30, tzinfo=ZoneInfo("America/New_York")).timestamp()) * 10**9
 
 
+def trade_line(ticker: str, name: object, ts: int, price: float, sequence: int) -> str:
+    """A trade of 100 shares in the columns of `HEADER`."""
+    return f"{ticker},,,11,{name},{ts},{price:.2f},{sequence},{ts},100,1,,0"
+
+
+def quote_line(ticker: str, ts: int, bid: float, ask: float, sequence: int) -> str:
+    """A stock's quote of three by two round lots."""
+    return f"{ticker},11,{ask:.2f},3,12,{bid:.2f},2,1,,{ts},{sequence},{ts},1,"
+
+
 def good_lines(session: str, tickers: tuple[str, ...] = ("AAA", "BBB")) -> list[str]:
     """A header and one trade every ten minutes for each ticker."""
     start = open_ns(session)
@@ -32,7 +42,7 @@ def good_lines(session: str, tickers: tuple[str, ...] = ("AAA", "BBB")) -> list[
     for ticker in tickers:
         for number in range(39):
             ts = start + number * 600 * 10**9 + 5
-            lines.append(f"{ticker},,,11,{number},{ts},{10 + number / 100:.2f},{number + 1},{ts},100,1,,0")
+            lines.append(trade_line(ticker, number, ts, 10 + number / 100, number + 1))
     return lines
 
 
