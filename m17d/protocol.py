@@ -362,7 +362,7 @@ class BackupRequest(Mutation, frozen=True, tag="backup"):
 
 
 class GcRequest(Mutation, frozen=True, tag="gc"):
-    """Remove the artifacts and records that no cell names."""
+    """Remove the artifacts that no cell names, and what is as old as the config's retention."""
 
     reply = outcomes.GcReply
     dry_run: bool = False

@@ -45,7 +45,7 @@ def verify(
 def _verify_lines(invocation: Invocation, reply: VerifyReply) -> Iterator[str]:
     checked = (
         f"{format_count(reply.slots)} slots, {format_count(reply.payloads)} payloads, "
-        f"{format_count(reply.artifacts)} artifacts: {format_bytes(reply.bytes)} in {format_duration(reply.seconds)}"
+        f"{format_count(reply.artifacts)} artifacts: {format_bytes(reply.bytes)} in {_took(reply.seconds)}"
     )
     if not reply.findings:
         yield invocation.terminal.paint(f"sound: {checked}", "whole")
@@ -55,10 +55,15 @@ def _verify_lines(invocation: Invocation, reply: VerifyReply) -> Iterator[str]:
         yield from _finding_lines(invocation, reply.findings)
     orphans = reply.orphans
     if orphans.files or orphans.records:
+        what_to_do = "; remove old files with: m17ctl gc" if orphans.files else "; records stay where they are"
         yield (
             f"no cell names {format_count(orphans.files)} files ({format_bytes(orphans.bytes)}) and "
-            f"{format_count(orphans.records)} records; remove them with: m17ctl gc"
+            f"{format_count(orphans.records)} records{what_to_do}"
         )
+
+
+def _took(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 10 else format_duration(seconds)
 
 
 def _finding_lines(invocation: Invocation, findings: Sequence[Finding]) -> Iterator[str]:

@@ -108,7 +108,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def m17ctl(root: Path, capsys: pytest.CaptureFixture[str]) -> Desk:
     """The operator's hand; every column of the two stocks is whole."""
     desk = Desk(root, capsys)
-    desk("wait", "--session", SESSION, "--symbols", "AAA,BBB", "--timeout", "60")
+    desk("wait", "--session", SESSION, "--symbols", "AAA,BBB", "--timeout", "240")
     return desk
 
 

@@ -470,6 +470,10 @@ def test_verify_exits_1_for_findings_and_orphans_are_none(findings: int, code: i
     said = m17ctl(reply, "verify").out
     assert "m17ctl gc" in said
     assert "1 slots, 2 payloads, 3 artifacts: 3.0 MiB in 12 s" in said
+    unnamed = msgspec.structs.replace(reply, orphans=Orphans(records=6), seconds=0.14)
+    said = m17ctl(unnamed, "verify").out
+    assert "3.0 MiB in 0.1 s" in said
+    assert "gc" not in said and "6 records" in said
 
 
 def test_audit_is_one_record_a_line_and_a_broken_chain_exits_1() -> None:
