@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -369,7 +370,8 @@ def _translated(where: str, error: Exception) -> FeedError:
     """An error of the library in our words; its messages may hold addresses, never keys."""
     from obstore import exceptions
 
-    text = " ".join(str(error).split())[:300]
+    # Behind the sentence the library lays out its own structures, which say nothing to an operator.
+    text = " ".join(str(error).partition("Debug source:")[0].split())[:300]
     lower = str(error).lower()
     if "<code>nosuchbucket<" in lower:
         return SourceMissing(where, "no such bucket", "correct `source` in the config")
@@ -384,7 +386,9 @@ def _translated(where: str, error: Exception) -> FeedError:
     if "dns error" in lower or "failed to lookup" in lower:
         return SourceUnreachable(where, "no such host (DNS)", "check M17_S3_ENDPOINT and the resolver")
     if any(word in lower for word in ("certificate", "tls", "handshake")):
-        return SourceUnreachable(where, f"TLS failed: {text}", "check the certificates and the clock")
+        why = re.search(r"InvalidCertificate\(\s*(\w+)", str(error))
+        reason = f"TLS failed: {f'the certificate is refused ({why[1]})' if why else text}"
+        return SourceUnreachable(where, reason, "check the certificates and the clock")
     if "connection refused" in lower:
         return SourceUnreachable(where, "nobody listens there", "check M17_S3_ENDPOINT")
     if "error sending request" in lower:

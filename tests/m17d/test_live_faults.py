@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import signal
-import socket
-import ssl
-import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +14,7 @@ import pytest
 import ledger
 from ledger.columns import Column, Flag, Status
 from ledger.state import create_state
-from tests.engines.feeds.test_stream import self_signed
+from tests.engines.feeds.test_stream import listening, self_signed
 from tests.m17d.live_market import (
     Daemon,
     Replay,
@@ -253,26 +248,6 @@ def test_a_symbol_beyond_the_cap_is_refused_by_name_and_the_others_go_on(market:
     assert refused in done.stdout + done.stderr
     with ledger.open(tmp_path / "ledger.state", readonly=True) as state:
         assert {state.symbols.get(name) for name in ("AIG", "IBM")} == {9_999, None}
-
-
-@contextlib.contextmanager
-def listening(context: ssl.SSLContext) -> Iterator[int]:
-    """A port with TLS, on a thread."""
-    server = socket.create_server(("127.0.0.1", 0))
-
-    def accept() -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                taken, _ = server.accept()
-                with contextlib.suppress(OSError), context.wrap_socket(taken, server_side=True):
-                    pass
-
-    thread = threading.Thread(target=accept, daemon=True)
-    thread.start()
-    yield server.getsockname()[1]
-    server.shutdown(socket.SHUT_RDWR)
-    server.close()
-    thread.join(5)
 
 
 def says(daemon: Daemon, name: str, said: str) -> bool:

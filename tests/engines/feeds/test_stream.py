@@ -7,10 +7,12 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import ssl
 import subprocess
+import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
 from email.utils import formatdate
 from pathlib import Path
@@ -609,6 +611,26 @@ def self_signed(folder: Path) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)
     return context
+
+
+@contextlib.contextmanager
+def listening(context: ssl.SSLContext) -> Iterator[int]:
+    """A port with TLS, on a thread."""
+    server = socket.create_server(("127.0.0.1", 0))
+
+    def accept() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                taken, _ = server.accept()
+                with contextlib.suppress(OSError), context.wrap_socket(taken, server_side=True):
+                    pass
+
+    thread = threading.Thread(target=accept, daemon=True)
+    thread.start()
+    yield server.getsockname()[1]
+    server.shutdown(socket.SHUT_RDWR)
+    server.close()
+    thread.join(5)
 
 
 def test_a_certificate_that_nobody_vouches_for_is_said_to_be_the_reason(tmp_path: Path) -> None:
