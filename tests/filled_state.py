@@ -38,7 +38,7 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if not (folder / "done").exists():
             (folder / "m17.toml").write_text(config())
             command = [sys.executable, "-m", "m17d", "run", "--config", "m17.toml", "--until-idle"]
-            done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=280, check=False)
+            done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=560, check=False)
             assert done.returncode == 0, done.stdout + done.stderr
             (folder / "done").touch()
     return folder

@@ -24,7 +24,7 @@ from tests.m17d.test_daemon import start, wait_for
 PAGE = "docs/repair.md"
 
 
-def until_filled(root: Path, timeout_s: float = 280) -> None:
+def until_filled(root: Path, timeout_s: float = 600) -> None:
     """Wait until no due cell is empty; in how many tasks they are made is the engines' affair."""
     end = time.monotonic() + timeout_s
     with Client(root / "ledger.state" / "m17d.sock") as client:

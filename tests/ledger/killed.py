@@ -52,7 +52,7 @@ class Victim:
             self.promises.take(event)
             yield event
 
-    def wait_for(self, phase: str, timeout_s: float = 60) -> None:
+    def wait_for(self, phase: str, timeout_s: float = 240) -> None:
         """Return as soon as it has told that it begins a phase."""
         end = time.monotonic() + timeout_s
         while time.monotonic() < end:

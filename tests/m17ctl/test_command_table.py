@@ -240,7 +240,7 @@ def test_refill_regions_and_a_file_of_operations(m17ctl: Desk) -> None:
     ).json
     keys(region, REGION)
     assert (region["minutes"], region["columns"]) == (30, ["trade_ref"])
-    end = time.monotonic() + 120
+    end = time.monotonic() + 240
     while (now := m17ctl("priority", "show", str(region["id"])).json)["state"] != "complete":
         assert time.monotonic() < end, now
         time.sleep(0.1)

@@ -14,8 +14,8 @@ from m17ctl.client import Client
 from m17ctl.errors import ClientError
 from m17d.protocol import PingRequest
 
-START_SECONDS = 60.0
-STOP_SECONDS = 60.0
+START_SECONDS = 240.0
+STOP_SECONDS = 240.0
 
 
 @contextlib.contextmanager

@@ -115,7 +115,7 @@ def write_config(
     return path
 
 
-def run(root: Path, *arguments: str, timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
+def run(root: Path, *arguments: str, timeout_s: float = 240) -> subprocess.CompletedProcess[str]:
     """``m17d run --until-idle`` in a folder."""
     command = [sys.executable, "-m", "m17d", "run", "--config", str(root / "m17.toml"), "--until-idle", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False, cwd=root)

@@ -104,7 +104,7 @@ def files(source: Path, session: str, symbols: list[str] | None = None) -> dict[
     return {"trade_flatfile": table, "quote": table}
 
 
-def run_until_idle(folder: Path, timeout_s: float = 120.0) -> subprocess.CompletedProcess[str]:
+def run_until_idle(folder: Path, timeout_s: float = 240) -> subprocess.CompletedProcess[str]:
     """The daemon until nothing is left to do."""
     command = [sys.executable, "-m", "m17d", "run", "--config", str(folder / "m17.toml"), "--until-idle"]
     return subprocess.run(
@@ -140,7 +140,7 @@ class Daemon:
             self.process = subprocess.Popen(command, stdout=log, stderr=log, env=self.environment, cwd=self.folder)
         self.until((self.folder / "ledger.state" / "m17d.sock").exists, "the daemon listens")
 
-    def until(self, true: Callable[[], Any], what: str, timeout_s: float = 60.0) -> Any:
+    def until(self, true: Callable[[], Any], what: str, timeout_s: float = 240) -> Any:
         """Ask until something is so; what was answered then."""
         end = time.monotonic() + timeout_s
         while True:

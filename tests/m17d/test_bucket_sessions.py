@@ -173,7 +173,7 @@ def test_a_killed_daemon_goes_on_with_the_download(bucket: Bucket, tmp_path: Pat
     folder = tmp_path / "ledger.state" / "temporary" / "downloads" / "trade_flatfile"
     try:
         assert proxy.cut_reached.wait(60)
-        end = time.monotonic() + 120
+        end = time.monotonic() + 240
         while sum(path.stat().st_size for path in folder.glob("*.part")) < half - 200_000 and time.monotonic() < end:
             time.sleep(0.05)
         daemon.send_signal(signal.SIGKILL)

@@ -26,7 +26,7 @@ def start(root: Path, *arguments: str) -> subprocess.Popen[bytes]:
         return subprocess.Popen(command, cwd=root, stderr=log, stdout=log)
 
 
-def wait_for(process: subprocess.Popen[bytes], root: Path, text: str, timeout_s: float = 120) -> None:
+def wait_for(process: subprocess.Popen[bytes], root: Path, text: str, timeout_s: float = 240) -> None:
     """Wait until the log has the text."""
     end = time.monotonic() + timeout_s
     while time.monotonic() < end:

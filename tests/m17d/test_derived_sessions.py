@@ -53,7 +53,7 @@ def served(folder: Path) -> Iterator[Client]:
     command = [sys.executable, "-m", "m17d", "run", "--config", "m17.toml"]
     process = subprocess.Popen(command, cwd=folder, stderr=subprocess.DEVNULL, env=dict(os.environ))
     try:
-        path, end = folder / "ledger.state" / "m17d.sock", time.monotonic() + 120
+        path, end = folder / "ledger.state" / "m17d.sock", time.monotonic() + 240
         while not path.exists():
             assert time.monotonic() < end, "the daemon did not start"
             time.sleep(0.05)
@@ -67,7 +67,7 @@ def served(folder: Path) -> Iterator[Client]:
 def until_whole(client: Client, session: str) -> None:
     """Wait until trades, quotes and aggressors are filled and fresh."""
     columns = [Column.TRADE_REF, Column.QUOTE_REF, AGGRESSOR]
-    end = time.monotonic() + 120
+    end = time.monotonic() + 240
     while True:
         counts = client.call(protocol.CoverageRequest(session=session)).columns
         if not any(counts[one].empty + counts[one].cleared + counts[one].stale for one in columns):
@@ -232,7 +232,7 @@ def test_another_recipe_makes_the_newest_sessions_again_once(tmp_path: Path) -> 
     text = (tmp_path / "m17.toml").read_text()
     (tmp_path / "m17.toml").write_text(text.replace("[runner]", "[runner]\nauto_recompute_sessions = 0"))
     with served(tmp_path) as client:
-        end = time.monotonic() + 120
+        end = time.monotonic() + 240
         while (counts := client.call(protocol.CoverageRequest(session=CHAINS)).columns[AGGRESSOR]).stale != 1560:
             assert time.monotonic() < end, counts
             time.sleep(0.1)

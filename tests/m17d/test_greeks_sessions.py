@@ -39,7 +39,7 @@ def usable(frame: pl.DataFrame) -> dict[str, tuple[int, int]]:
 
 def until_filled(client: Client, session: str) -> None:
     """Wait until the Greeks of every option are filled and fresh."""
-    end = time.monotonic() + 120
+    end = time.monotonic() + 240
     while True:
         counts = client.call(protocol.CoverageRequest(session=session)).columns
         if not any(counts[one].empty + counts[one].cleared + counts[one].stale for one in (Column.QUOTE_REF, GREEKS)):

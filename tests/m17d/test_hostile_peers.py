@@ -110,7 +110,7 @@ def resident_bytes(process: subprocess.Popen[bytes]) -> int:
     return int(fields[1]) * os.sysconf("SC_PAGESIZE")
 
 
-def served(path: Path, timeout_s: float = 60.0) -> float:
+def served(path: Path, timeout_s: float = 240) -> float:
     """Another client asks and is answered; seconds that took."""
     with Client(path, timeout_s) as client:
         started = time.perf_counter()

@@ -195,7 +195,7 @@ def test_a_service_that_has_too_many_handshakes_is_left_alone_as_long_as_it_asks
                     seen.add(one["state"])
                 return played(daemon)
 
-            daemon.until(over, "everything was played", 150)
+            daemon.until(over, "everything was played")
             assert daemon.engine("trade_ws")["state"] == "running"
             refusals = re.findall(r"the server answers HTTP 429; it asks for 2 s; next attempt in (\S+) s", daemon.log)
     assert seen == {"degraded"}

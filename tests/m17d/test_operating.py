@@ -44,7 +44,7 @@ def client(root: Path) -> Iterator[Client]:
         yield one
 
 
-def whole(client: Client, timeout_s: float = 120) -> None:
+def whole(client: Client, timeout_s: float = 240) -> None:
     """Wait until the trades of the session are whole."""
     request = protocol.WaitRequest(columns=TRADES, range=protocol.Range(session=SESSION))
     end = time.monotonic() + timeout_s
@@ -185,7 +185,7 @@ def test_region_is_worked_first_and_retires_by_itself(client: Client) -> None:
         )
     )
     assert (reply.minutes, reply.priority) == (30, 9)
-    end = time.monotonic() + 120
+    end = time.monotonic() + 240
     while (now := client.call(protocol.PriorityShowRequest(id=reply.id))).state != "complete":
         assert time.monotonic() < end
         time.sleep(0.1)
@@ -200,7 +200,7 @@ def test_absent_source_is_declared_by_accept(client: Client) -> None:
     assert [group.cause for group in before.groups] == ["waiting"]
     assert "does not exist" in before.groups[0].detail
     client.call(protocol.AcceptRequest(range=chosen, columns=[Column.QUOTE_REF], cause="never published"))
-    end = time.monotonic() + 120
+    end = time.monotonic() + 240
     while (counts := client.call(protocol.CoverageRequest(session=SESSION)).columns[Column.QUOTE_REF]).suspect != 780:
         assert time.monotonic() < end, counts
         time.sleep(0.1)

@@ -51,7 +51,7 @@ def pool(tmp_path: Path) -> Iterator[Pool]:
     made.stop()
 
 
-def answer(pool: Pool, timeout_s: float = 120.0) -> Done | Failed | Died:
+def answer(pool: Pool, timeout_s: float = 240) -> Done | Failed | Died:
     """The next answer of any worker."""
     import select
 
@@ -186,7 +186,7 @@ def test_a_task_whose_workers_die_is_tried_elsewhere_and_then_given_up_with_the_
     lines: list[str] = []
     runner = Runner(state, {"nbbo": engine}, Places(made, none), lambda level, line: lines.append(f"{level} {line}"))  # type: ignore[dict-item]
     try:
-        end = time.monotonic() + 120
+        end = time.monotonic() + 240
         while not engine.given_up:
             assert time.monotonic() < end
             runner.step()

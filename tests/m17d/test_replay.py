@@ -131,7 +131,7 @@ async def played(settings: ReplaySettings, folder: Path, *, of_options: bool) ->
 
         client._obey = watch  # type: ignore[method-assign]
         task = asyncio.create_task(client.run())
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(120):
             await done.wait()
             await client.stop()
             await task
@@ -240,7 +240,7 @@ async def conversation(settings: ReplaySettings, path: str, *messages: str, answ
         for message in messages:
             await socket.send(message)
         try:
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(120):
                 while len(heard) < answers:
                     heard += json.loads(await socket.recv())
         except ConnectionClosed as closed:

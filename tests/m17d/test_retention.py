@@ -85,7 +85,7 @@ def gc(client: Client, **fields: bool) -> outcomes.GcReply:
 
 def eventually_whole(client: Client, columns: list[Column], range_: protocol.Range) -> None:
     """Wait until the columns are whole there."""
-    end = time.monotonic() + 120
+    end = time.monotonic() + 240
     while not (reply := client.call(protocol.WaitRequest(columns=columns, range=range_))).whole:
         assert time.monotonic() < end, reply
         time.sleep(0.1)
@@ -181,7 +181,7 @@ def test_quotes_are_read_again_when_somebody_wants_them(client: Client, folder: 
     lost = why(client, SIDES, symbols="AAPL", from_ts="10:00", to_ts="10:05")
     assert lost["retired"].cells == 5
     client.call(protocol.RefreshRequest(columns=QUOTES, range=chosen, cause="wanted", confirmed=True))
-    end = time.monotonic() + 120
+    end = time.monotonic() + 240
     while {"wanted", "retired"} & why(client, QUOTES, symbols="AAPL").keys():
         assert time.monotonic() < end
         time.sleep(0.1)

@@ -112,7 +112,7 @@ def runner_of(state: State, engine: Any, lines: list[str]) -> Runner:
     return Runner(state, {"nbbo": engine}, Places(*pools), lambda level, line: lines.append(f"{level} {line}"))
 
 
-def step_until(runner: Runner, condition: Any, timeout_s: float = 60.0) -> None:
+def step_until(runner: Runner, condition: Any, timeout_s: float = 240) -> None:
     """Step until something is so."""
     end = time.monotonic() + timeout_s
     while not condition():

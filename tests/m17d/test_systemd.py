@@ -30,7 +30,7 @@ class Unit:
         self.root = root
         self.notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.notify.bind(str(root / "notify"))
-        self.notify.settimeout(30)
+        self.notify.settimeout(120)
         environment = {**os.environ, "NOTIFY_SOCKET": str(root / "notify"), "JOURNAL_STREAM": "8:1"}
         with (root / "m17d.log").open("wb") as log:
             self.process = subprocess.Popen(
@@ -49,7 +49,7 @@ class Unit:
             while True:
                 self.notify.recv(256)
         except BlockingIOError:
-            self.notify.settimeout(30)
+            self.notify.settimeout(120)
 
     def logged(self, text: str) -> str:
         """The line of the log that has a text, once it is there."""
@@ -83,7 +83,7 @@ def test_it_is_ready_when_it_serves_lives_while_its_loop_turns_and_says_that_it_
     with pytest.raises(TimeoutError):
         unit.told()
     unit.process.send_signal(signal.SIGCONT)
-    unit.notify.settimeout(30)
+    unit.notify.settimeout(120)
     assert unit.told() == "WATCHDOG=1"
     unit.process.send_signal(signal.SIGTERM)
     while (said := unit.told()) == "WATCHDOG=1":

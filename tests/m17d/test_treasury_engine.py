@@ -125,7 +125,7 @@ def test_a_lagging_curve_is_a_cause_and_a_damaged_file_is_forgiven_when_it_is_re
                 return next(one.state for one in listed.engines if one.name == "treasury")
 
             def until(wanted: str) -> None:
-                end = time.monotonic() + 120
+                end = time.monotonic() + 240
                 while state() != wanted:
                     assert time.monotonic() < end
                     time.sleep(0.1)
