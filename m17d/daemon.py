@@ -52,7 +52,7 @@ _BUSY_MS: Final = 0
 _DROP_INTERVAL_S: Final = 30.0
 _RETIRE_INTERVAL_S: Final = 1.0
 _SLOWEST_WINDOW_S: Final = 60.0
-_PUBLISH_STEP_S: Final = 0.005
+_STEP_S: Final = 0.005
 _IDLE_ROUNDS: Final = 3
 _SPOOLED_S: Final = 7 * 86_400.0
 
@@ -134,6 +134,7 @@ class Daemon:
         self._hangup = False
         self._retire_s = self._publish_s = 0.0
         self._gathering: Iterator[None] | None = None
+        self._housekeeping: Iterator[None] | None = None
         self._slowest_s, self._slowest_since_s = 0.0, self.started_s
         self._drop_s = self.started_s + _DROP_INTERVAL_S
         self._undo = contextlib.ExitStack()
@@ -268,7 +269,7 @@ class Daemon:
                 turn_s = time.monotonic()
                 busy = self.runner.step()
                 step_s = time.monotonic() - turn_s
-                wait_ms = _BUSY_MS if busy or self._gathering is not None else _IDLE_MS
+                wait_ms = _BUSY_MS if busy or self._gathering or self._housekeeping else _IDLE_MS
                 self._poll(wait_ms)
                 if until_idle:
                     idle = not busy and self.runner.is_idle() and not self._waits_for_retry(patience)
@@ -334,15 +335,26 @@ class Daemon:
                     log_line(self.logger, "info", f"region {region.id} is whole and retires: {words}")
         if now_s >= self._drop_s:
             self._drop_s = now_s + _DROP_INTERVAL_S
-            with contextlib.suppress(SpaceError), turns.step("housekeeping"):
-                self.handlers.housekeeping()
+            self._housekeeping = self._housekeeping or self.handlers.housekeeping()
+        if self._housekeeping is not None:
+            with turns.step("housekeeping"):
+                self._keep_house(self._housekeeping)
+
+    def _keep_house(self, steps: Iterator[None]) -> None:
+        """A few milliseconds' work; what a full disk refuses is tried again in half a minute."""
+        until_s = time.monotonic() + _STEP_S
+        with contextlib.suppress(SpaceError):
+            for _ in steps:
+                if time.monotonic() > until_s:
+                    return
+        self._housekeeping = None
 
     def _publish(self, now_s: float) -> None:
         """A few milliseconds' work on the numbers that are given away; they are given when all is gathered."""
         if self._gathering is None:
             self._gathering = self.handlers.exposition.gather()
         for _ in self._gathering:
-            if time.monotonic() - now_s > _PUBLISH_STEP_S:
+            if time.monotonic() - now_s > _STEP_S:
                 return
         self._gathering = None
         self._publish_s = now_s + self.config.metrics.interval_s

@@ -287,10 +287,14 @@ class Handlers:
             self.publish(topic, facts)
         return retired
 
-    def housekeeping(self) -> None:
-        """Drop idle sessions, write down who tried in vain and how far columns lie behind; called every half minute."""
+    def housekeeping(self) -> Iterator[None]:
+        """
+        Drop idle sessions, write down who tried in vain and how far columns lie behind; begun every half minute.
+
+        Yields between steps of milliseconds: beside a backfill every session is counted anew.
+        """
         self.denials.settle()
-        self.reading.lag_history.sample()
+        yield from self.reading.lag_history.sample()
         for ledger in (self.state.trade, self.state.enrichment):
             ledger.drop_idle()
 

@@ -8,6 +8,7 @@ lag itself.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
 from typing import Final
 
 from ledger.columns import Column
@@ -24,9 +25,18 @@ class LagHistory:
         self._measuring = measuring
         self._samples: deque[dict[Column, float]] = deque(maxlen=SAMPLES)
 
-    def sample(self) -> None:
-        """Take one; called every half minute."""
-        self._samples.append(self._now(self._measuring.sessions()))
+    def sample(self) -> Iterator[None]:
+        """Take one, in steps of milliseconds; begun every half minute."""
+        in_use: InUse = []
+        for session in self._measuring.names():
+            in_use.append((session, self._measuring.session(session)))
+            yield
+        lags: dict[Column, float] = {}
+        for column in Column:
+            if lag := self._lag(column, in_use):
+                lags[column] = lag
+            yield
+        self._samples.append(lags)
 
     def until_now(self, in_use: InUse) -> dict[Column, list[float]]:
         """Columns that lay behind at some time, each with its samples and, last, the lag of this moment."""
@@ -35,5 +45,7 @@ class LagHistory:
         return {column: [one.get(column, 0.0) for one in taken] for column in behind}
 
     def _now(self, in_use: InUse) -> dict[Column, float]:
-        lags = {column: round(self._measuring.lag_minutes(column, in_use), 1) for column in Column}
-        return {column: lag for column, lag in lags.items() if lag}
+        return {column: lag for column in Column if (lag := self._lag(column, in_use))}
+
+    def _lag(self, column: Column, in_use: InUse) -> float:
+        return round(self._measuring.lag_minutes(column, in_use), 1)

@@ -15,7 +15,7 @@ class Behind:
     def __init__(self) -> None:
         self.lags: dict[Column, float] = {}
 
-    def sessions(self) -> InUse:
+    def names(self) -> list[str]:
         return []
 
     def lag_minutes(self, column: Column, in_use: InUse, *, ready: bool = False) -> float:
@@ -29,9 +29,9 @@ def test_samples_end_with_now_and_columns_that_never_lay_behind_are_left_out() -
     history = LagHistory(cast("Measuring", measuring))
     assert history.until_now([]) == {}
     measuring.lags = {Column.TRADE_REF: 2.04}
-    history.sample()
+    list(history.sample())
     measuring.lags = {Column.QUOTE_REF: 1.5}
     assert history.until_now([]) == {Column.TRADE_REF: [2.0, 0.0], Column.QUOTE_REF: [0.0, 1.5]}
     for _ in range(SAMPLES):
-        history.sample()
+        list(history.sample())
     assert history.until_now([]) == {Column.QUOTE_REF: [1.5] * (SAMPLES + 1)}
