@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 
 from ledger.checksums import checksums
-from ledger.columns import AGGREGATE_MINUTES, Column, PayloadKind, Source
+from ledger.columns import AGGREGATE_MINUTES, PayloadKind, Source
 from ledger.content import no_rows_hash
 
 SCHEMA_VERSION: Final = 1
@@ -241,8 +241,3 @@ def describe(record: np.void, uri: str | None) -> dict[str, Any]:
         start, count = int(record["row_start"]), int(record["row_count"])
         shown["artifact_uri"] = f"{uri}#rows={start}-{start + count}"
     return shown
-
-
-def column_of_window(window: int) -> Column:
-    """The aggregate column of a stored AggregateWindow."""
-    return tuple(AGGREGATE_MINUTES)[window]

@@ -19,7 +19,7 @@ from m17ctl.formats import encode_json, format_time, zone_of
 from m17ctl.render import progress_line
 from m17ctl.terminal import Terminal
 from m17d.envelopes import ReplyEnvelope
-from m17d.outcomes import EXIT_CODES, Event, Progress, SubscribeReply
+from m17d.outcomes import Event, Progress, SubscribeReply
 from m17d.protocol import HelloRequest, Request
 from m17d.replies import BulkReply, HelloReply, Reply
 
@@ -226,11 +226,6 @@ def invocation_of(context: typer.Context) -> Invocation:
 def error_object(error: ClientError) -> dict[str, str]:
     """The failure as JSON shows it."""
     return {"code": error.code, "message": str(error), "hint": error.hint}
-
-
-def exit_code_of(code: str) -> int:
-    """The exit code of a failure code; 1 where the table does not have it."""
-    return EXIT_CODES.get(code, EXIT_FAILED)
 
 
 def _checked(reply: Any, expected: type[R]) -> R:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import http.client
-import os
 import socket
 import ssl
 import time
@@ -34,8 +33,8 @@ from engines.feeds.feed_errors import (
 )
 from engines.feeds.retrying import RequestBudget, RetryPolicy, retry_after_seconds
 
-KEY_VARIABLES: Final = ("M17_API_KEY", "MASSIVE_API_KEY", "POLYGON_API_KEY")
-"""Environment variables that may hold the key, first found first."""
+KEY_VARIABLE: Final = "M17_API_KEY"
+"""The environment variable that holds the key, where a config names no other."""
 PAGE_BYTES_MAX: Final = 256 * 1024 * 1024
 """Longest page that is read."""
 PAGES_MAX: Final = 100_000
@@ -71,11 +70,6 @@ class RequestCounts:
     def retry(self, kind: str) -> None:
         """Count a failure that is tried again."""
         self.retried[kind] = self.retried.get(kind, 0) + 1
-
-
-def key_from_environment() -> str:
-    """The key of the data service, or '' where none of :data:`KEY_VARIABLES` is set."""
-    return next((os.environ[name] for name in KEY_VARIABLES if os.environ.get(name)), "")
 
 
 class PageSource:
@@ -281,7 +275,7 @@ def _refusal(shown: str, status: int, body: bytes, retry_after: str | None) -> F
     said = _said(body)
     text = f"HTTP {status}" + (f": {said}" if said else "")
     if status in (401, 403):
-        return SourceRefused(shown, text, f"set {KEY_VARIABLES[0]} to a key whose plan covers this data")
+        return SourceRefused(shown, text, f"set {KEY_VARIABLE} to a key whose plan covers this data")
     if status == 404:
         return SourceMissing(shown, text, "check address and ticker")
     if status == 429:

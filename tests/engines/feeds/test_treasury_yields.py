@@ -20,7 +20,7 @@ from engines.feeds.feed_errors import (
     SourceRefused,
     SourceUnreachable,
 )
-from engines.feeds.json_pages import PageSource, key_from_environment
+from engines.feeds.json_pages import PageSource
 from engines.feeds.retrying import RequestBudget, RetryPolicy, retry_after_seconds
 from engines.feeds.treasury_yields import TENORS, Curve, fetch_yields, read_yields
 from tests.engines.feeds.scripted_source import Answer, page, refusal, serving
@@ -279,13 +279,3 @@ def test_retry_after_is_seconds_or_a_date_or_nothing() -> None:
     assert retry_after_seconds("Wed, 21 Oct 2015 07:28:00 GMT", clock=lambda: 1_445_412_470.0) == 10.0
     assert retry_after_seconds("soon") is None
     assert retry_after_seconds(None) is None
-
-
-def test_the_key_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ours first, then the service's own names."""
-    monkeypatch.delenv("MASSIVE_API_KEY", raising=False)
-    monkeypatch.delenv("POLYGON_API_KEY", raising=False)
-    assert key_from_environment() == ""
-    monkeypatch.setenv("POLYGON_API_KEY", "old")
-    monkeypatch.setenv("M17_API_KEY", "ours")
-    assert key_from_environment() == "ours"
