@@ -8,6 +8,7 @@ listening. Must never step a handler's iterator outside the server's guarded cal
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
@@ -97,6 +98,9 @@ class Pushing:
                     raise Refused("key_reused", "this key belongs to another request", "use a new key", key=origin.key)
                 del self._streams[place]
                 stream.origin, stream.detached, stream.touched = origin, False, time.monotonic()
+                if stream.exhausted:
+                    # Some of it may have gone to the place it was asked from before: the newcomer has to get all of it.
+                    self._frame_answer(stream)
                 self._streams[origin.route, origin.id] = stream
                 return True
         return False
@@ -245,12 +249,7 @@ class Pushing:
                 self._remember(
                     origin.key, origin.request, origin.peer, join_pieces([one.body for one in stream.pieces])
                 )
-            stream.later.extend([self._framed(stream, one) for one in stream.pieces])
-            end = self._outgoing.frames(
-                origin, END, EndReply(), durable=stream.durable, replayed=stream.replayed, piece=stream.sent
-            )
-            stream.later.append(end)
-            stream.held = stream.later.popleft()
+            self._frame_answer(stream)
             return True
         piece = item if isinstance(item, Piece) else Piece(item)
         if origin.key:
@@ -259,6 +258,17 @@ class Pushing:
             return False
         stream.held = self._framed(stream, piece)
         return True
+
+    def _frame_answer(self, stream: Stream) -> None:
+        """Hold the end of an answer, before it the pieces that were kept for it, for the reader that there is now."""
+        if stream.pieces:
+            stream.sent = 0
+        frames = [self._framed(stream, one) for one in stream.pieces]
+        end = self._outgoing.frames(
+            stream.origin, END, EndReply(), durable=stream.durable, replayed=stream.replayed, piece=stream.sent
+        )
+        stream.held, *later = *frames, end
+        stream.later = deque(later)
 
     def _framed(self, stream: Stream, piece: Piece) -> list[bytes | memoryview]:
         """A piece as it goes to the reader that the stream has now."""

@@ -240,6 +240,9 @@ class TreasuryEngine:
         return tasks[:limit]
 
     def _is_due(self) -> bool:
+        if self.remote and self._tag != self._read_tag:
+            # One question at a time: what was asked before has not been answered.
+            return False
         if self._pause is not None:
             return not self._pause.holds(self._state.system.now_ns())
         interval_s = self.config.poll_s if self.remote else _LOOK_INTERVAL_S

@@ -54,7 +54,7 @@ def write_config(
     runner: str = "",
 ) -> None:
     """A config over a bucket; quiet hours follow the state's year, which is over."""
-    keys = f'source = "{address}"\nendpoint = "{endpoint}"\ntimeout_s = 5\n{extra}\n'
+    keys = f'source = "{address}"\nendpoint = "{endpoint}"\ntimeout_s = 120\n{extra}\n'
     if sessions:
         keys += f"sessions = {sessions!r}\n".replace("'", '"')
     head = f'state_dir = "ledger.state"\n[runner]\nworkers = 2\n{runner}\n[calendar]\nyear = {year}\n'

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,7 +18,7 @@ from ledger.columns import Column, Status
 from m17d.config import read_config
 from m17d.daemon import Daemon
 from m17d.patience import Patience
-from tests.engines.feeds.scripted_source import page, refusal, serving
+from tests.engines.feeds.scripted_source import Answer, page, refusal, serving
 from tests.m17d import flat_files
 from tests.m17d.test_treasury_engine import OPTION, SESSION, curve
 
@@ -103,12 +104,13 @@ def filled(root: Path) -> bool:
 
 
 def test_a_run_until_idle_waits_for_a_source_that_answers_again_in_a_moment(root: Path) -> None:
-    """Two garbled answers, then a good one: everything is done, exit 0."""
-    garbled = 200, dict[str, str](), b"<html>"
-    with serving(lambda number, _target: garbled if number < 2 else page([curve("2013-05-03", 2.0)])) as (
-        address,
-        asked,
-    ):
+    """Two garbled answers, then a good one, all slow: asked three times, one after the other, everything is done, exit 0."""
+
+    def answer(number: int, _target: str) -> Answer:
+        time.sleep(0.5)
+        return (200, {}, b"<html>") if number < 2 else page([curve("2013-05-03", 2.0)])
+
+    with serving(answer) as (address, asked):
         assert run(root, address) == 0
     assert len(asked.targets) == 3
     assert filled(root)
