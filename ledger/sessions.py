@@ -7,6 +7,7 @@ import it into this process.
 
 from __future__ import annotations
 
+import functools
 import json
 import subprocess
 import sys
@@ -69,6 +70,13 @@ def compute_sessions(exchange: str, year: int, timeout_s: float) -> dict[str, An
     """
     if not 1970 <= year <= 2200:
         raise StateError(f"{year} is no year this ledger can hold", hint="give a year from 1970 to 2200", year=year)
+    sessions: dict[str, Any] = json.loads(_computed(exchange, year, timeout_s))
+    return sessions
+
+
+@functools.cache
+def _computed(exchange: str, year: int, timeout_s: float) -> str:
+    """The same, as JSON; a process that makes several states asks once."""
     # -P: a file called calendar.py in the current directory must not stand in for the standard library's.
     command = [sys.executable, "-P", "-W", "ignore", "-c", _PROGRAM, exchange, str(year), str(YEARS_BEYOND)]
     try:
@@ -83,8 +91,7 @@ def compute_sessions(exchange: str, year: int, timeout_s: float) -> dict[str, An
             exchange=exchange,
             year=year,
         )
-    sessions: dict[str, Any] = json.loads(done.stdout)
-    return sessions
+    return done.stdout
 
 
 def check_sessions(exchange: str, year: int, dates: list[str], open_ns: list[int], close_ns: list[int]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import json
 import logging
 import operator
@@ -162,6 +163,7 @@ def test_an_alert_says_what_to_look_at(rule: dict[str, Any]) -> None:
     )
 
 
+@functools.cache
 def numbers_of_engines() -> set[str]:
     """Families that engines count themselves, as their source spells them."""
     calls = (

@@ -19,6 +19,7 @@ from ledger.state import State, create_state, open_state
 from m17d.committing import Counts, commit, look
 from m17d.pool import compute
 from m17d.superseding import Guard
+from tests.ledger.states import copied
 
 T = TypeVar("T")
 
@@ -86,7 +87,7 @@ def made_state(directory: Path, *, option_rows: OptionRows = OptionRows.CHAIN) -
         _TEMPLATES[option_rows] = Path(tempfile.mkdtemp(prefix="m17-template-")) / "ledger.state"
         atexit.register(shutil.rmtree, _TEMPLATES[option_rows].parent, ignore_errors=True)
         create_state(_TEMPLATES[option_rows], year=2013, option_rows=option_rows)
-    shutil.copytree(_TEMPLATES[option_rows], directory)
+    copied(_TEMPLATES[option_rows], directory)
     clock = Clock()
     state = open_state(directory, system=clock, flush_interval_s=3600)
     clock.time_ns = state.calendar.parse_time("2013-01-01")

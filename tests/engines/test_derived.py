@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from ledger.records import NO_ROWS_ID, blank
 from ledger.sources import SourceRecord, SourceState, pack_symbols
 from ledger.state import State, create_state, open_state
 from m17d.committing import Counts, commit_no_rows
+from tests.ledger.states import copied
 
 SESSION, OLDER = "2013-10-07", "2013-10-04"
 TRADE, QUOTE, AGGRESSOR = Column.TRADE_REF, Column.QUOTE_REF, Column.AGGRESSOR_REF
@@ -75,7 +75,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def state(made: Path, tmp_path: Path) -> Iterator[State]:
     """A state of three symbols in two sessions, without a cell."""
-    shutil.copytree(made, tmp_path / "s")
+    copied(made, tmp_path / "s")
     with open_state(tmp_path / "s") as opened:
         opened.allocate(["AAA", "BBB", "O:AAA"])
         opened.artifacts.append(

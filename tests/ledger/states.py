@@ -41,6 +41,7 @@ def in_memory() -> Path | None:
 
 def copied(template: Path, directory: Path) -> Path:
     """A copy of a closed state; holes stay holes."""
+    directory.parent.mkdir(parents=True, exist_ok=True)
     subprocess.run(["cp", "-r", "--sparse=always", template, directory], check=True)
     return directory
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from ledger.columns import Column, Flag, Source
 from ledger.errors import DamagedFile
 from ledger.layout import BLOCK_BYTES, PAGE
 from ledger.state import create_state, open_state
+from tests.ledger.states import copied
 
 SESSION = "2013-10-07"
 SYMBOLS = 40
@@ -53,7 +53,7 @@ def test_a_session_mapped_in_pieces_is_what_it_is_at_once(filled: Path) -> None:
     found = []
     for way in ("at once", "in pieces", "in pieces, then at once"):
         copy = filled.parent / way
-        shutil.copytree(filled, copy)
+        copied(filled, copy)
         with open_state(copy) as state:
             seq = state.calendar.session_seq(SESSION)
             pieces = 0

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from m17d.demo_session import Play, prepare
 from tests.m17d.test_replay import SESSION, write_market
 
@@ -16,6 +18,7 @@ def demonstrate(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=400, check=False)
 
 
+@pytest.mark.slow
 def test_a_session_comes_live_breaks_down_and_equals_its_files(tmp_path: Path) -> None:
     """Progress, a degraded engine, partial windows, REST, and the digest of every column."""
     write_market(tmp_path)

@@ -115,6 +115,7 @@ def test_every_aggressor_is_filled_and_the_digest_does_not_depend_on_the_workers
     assert len(digests) == 1
 
 
+@pytest.mark.slow
 def test_chain_and_contract_rows_say_the_same_of_every_trade(tmp_path: Path) -> None:
     """How options map to symbols changes where rows are, not what they say."""
     frames = []

@@ -45,7 +45,7 @@ def batch(market: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, d
         ("contract", "abort=700,duplicate=7,garbage=5"),
         pytest.param("contract", "disconnect=900", marks=pytest.mark.slow),
         pytest.param("contract", "late=5:200", marks=pytest.mark.slow),
-        ("chain", "late=3:90,kick=1500,stall=1000:0.05,disconnect=500,abort=450"),
+        pytest.param("chain", "late=3:90,kick=1500,stall=1000:0.05,disconnect=500,abort=450", marks=pytest.mark.slow),
     ],
 )
 def test_live_equals_batch(

@@ -180,6 +180,7 @@ def test_a_feed_that_misbehaves_in_every_way_is_said_in_words_and_loses_nothing(
     assert 4 <= float(numbers['m17_feed_reconnects_total{engine="trade_ws"}']) <= 12
 
 
+@pytest.mark.slow
 def test_a_service_that_has_too_many_handshakes_is_left_alone_as_long_as_it_asks(
     market: Path, batch: Path, tmp_path: Path
 ) -> None:

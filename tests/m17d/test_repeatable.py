@@ -215,7 +215,7 @@ def test_after_random_kills_the_digest_is_that_of_the_calm_run(
 @pytest.mark.parametrize(
     ("case", "repairs"),
     [
-        pytest.param(SMALL, 3),
+        pytest.param(SMALL, 2),
         pytest.param((NEWS, "chain"), 20, marks=pytest.mark.slow),
         pytest.param(LARGE, 20, marks=pytest.mark.slow),
         pytest.param((CHAINS, "contract"), 12, marks=pytest.mark.slow),

@@ -6,7 +6,6 @@ import json
 import logging
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
@@ -29,6 +28,7 @@ from m17d.daemon import Daemon
 from m17d.envelopes import Rest
 from m17d.outcomes import OperationReply
 from m17d.peers import Context, Peer
+from tests.ledger.states import copied
 from tests.m17d import flat_files
 from tests.m17d.test_daemon import start, wait_for
 
@@ -51,8 +51,7 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def root(filled: Path, tmp_path: Path) -> Path:
     """A copy of it."""
-    shutil.copytree(filled, tmp_path / "r")
-    return tmp_path / "r"
+    return copied(filled, tmp_path / "r")
 
 
 def opened(root: Path) -> Daemon:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -28,6 +27,7 @@ from ledger.records import ABSENT_TENOR, NO_ROWS_ID, blank
 from ledger.roots import RootTable
 from ledger.state import State, create_state, open_state
 from tests.engines.planning import at_once
+from tests.ledger.states import copied
 
 SESSION = "2014-06-06"
 SECOND = 1_000_000_000
@@ -165,7 +165,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def market(template: Path, tmp_path: Path) -> Iterator[Market]:
     """Chains of A, of an adjusted root, of an index and of B; curves everywhere, nothing else."""
-    shutil.copytree(template, tmp_path / "ledger.state")
+    copied(template, tmp_path / "ledger.state")
     with open_state(tmp_path / "ledger.state") as state:
         state.allocate(SYMBOLS)
         made = Market(state)
