@@ -35,6 +35,8 @@ ROW_GROUP_ROWS: Final = 65_536
 COMPRESSION_LEVEL: Final = 1
 _UNIQUE: Final = frozenset({"id", "price", "previous_price", "bid_price", "ask_price"})
 """Columns other than times and counters whose values repeat too rarely for a dictionary."""
+_ORDERED: Final = frozenset({"symbol", "ticker", "minute", "sip_timestamp"})
+"""Columns that rows are ordered by: bounds of a row group let a reader skip it; of any other they cost a sixth for nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +139,7 @@ class ArtifactWriter:
             compression_level=COMPRESSION_LEVEL,
             use_dictionary=[field.name for field in stored if not _is_long(field)],
             column_encoding={field.name: "DELTA_BINARY_PACKED" for field in stored if _is_counter(field)},
+            write_statistics=[field.name for field in stored if field.name in _ORDERED],
             store_schema=False,
         )
         schema_text = base64.b64encode(stored.serialize().to_pybytes()).decode()

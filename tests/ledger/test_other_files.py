@@ -247,7 +247,12 @@ def test_another_artifact_is_never_read(directory: Path, name: str) -> None:
     path = directory / "artifacts" / ARTIFACT
     data = path.read_bytes()
     path.unlink()
-    changed = {"empty": b"", "cut": data[:-10], "longer": data + b"\0", "another": data[:50] + b"?" + data[51:]}
+    changed = {
+        "empty": b"",
+        "cut": data[:-10],
+        "longer": data + b"\0",
+        "another": data[:50] + bytes([data[50] ^ 1]) + data[51:],
+    }
     if name in changed:
         path.write_bytes(changed[name])
     with open_state(directory, readonly=True) as state, pytest.raises(LedgerError, match="parquet"):
