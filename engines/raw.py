@@ -19,6 +19,7 @@ from msgspec import Meta
 
 from engines.contract import Batch, Context, Health, Number, Task, Waiting
 from engines.hours import published_ns, window_of
+from engines.opening import Opening
 from engines.raw_bucket import BucketFiles
 from engines.raw_fetch import Downloaded, Listed
 from engines.raw_files import FolderFiles, Need, Upstream, UpstreamFile
@@ -39,8 +40,6 @@ from ledger.sources import SourceRecord, SourceState
 from ledger.state import State
 
 _LOOK_INTERVAL_S: Final = 2.0
-_OPENED_S: Final = 0.003
-"""How long a session is mapped at a time."""
 
 Patterns = Annotated[list[Annotated[str, Meta(min_length=1)]], Meta(min_length=1)]
 Day = Annotated[str, Meta(pattern=r"^\d{4}-\d{2}-\d{2}$")]
@@ -229,8 +228,9 @@ class FlatFileEngine:
             self._looked_s = now_s
         passes: list[Task] = []
         needs: list[Need] = []
+        opening = Opening()
         for file in self._files:
-            wanted = self._wanted(file)
+            wanted = self._wanted(file, opening)
             if wanted is None:
                 continue
             only = wanted or None
@@ -414,7 +414,7 @@ class FlatFileEngine:
 
     # ---- which passes
 
-    def _wanted(self, file: UpstreamFile) -> tuple[str, ...] | None:
+    def _wanted(self, file: UpstreamFile, opening: Opening) -> tuple[str, ...] | None:
         """None where nothing of a file is wanted, () where all of it is, else the symbols of a repair."""
         record = self._state.sources.get(file.dataset.value, file.session)
         current = record is not None and (record.etag, record.globs, record.parser_version) == (
@@ -426,7 +426,7 @@ class FlatFileEngine:
             return ()
         if record.state is SourceState.DAMAGED:
             return None
-        return self._wanted_symbols(file, record) or None
+        return self._wanted_symbols(file, record, opening) or None
 
     def _make(self, need: Need, path: Path, only: tuple[str, ...] | None, symbols: tuple[int, ...] | None) -> Task:
         state, file = self._state, need.file
@@ -466,15 +466,15 @@ class FlatFileEngine:
                 best = max(best, region.priority)
         return best
 
-    def _wanted_symbols(self, file: UpstreamFile, record: SourceRecord) -> tuple[str, ...]:
+    def _wanted_symbols(self, file: UpstreamFile, record: SourceRecord, opening: Opening) -> tuple[str, ...]:
         """Symbols with rows in the file and a cell that is empty, cleared or wanted; looked for only where cells moved."""
         state, key = self._state, (file.session, file.dataset)
         seq = state.calendar.session_seq(file.session)
         before = mark(state.trade, seq)
         if before in self._seen_changes.get(key, ()):
             return self._wanted_names[key]
-        if not state.trade.open_some(seq, time.monotonic() + _OPENED_S):
-            # Asked again when it is mapped: a full day takes longer than others should wait.
+        if not opening.is_mapped(state.trade, seq):
+            # Asked again when it is.
             return ()
         rows = state.trade.session(seq) if state.trade.exists(seq) else None
         listed = record.symbol_rows()

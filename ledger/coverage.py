@@ -216,10 +216,10 @@ def stored_counts(ledger: Ledger, session_seq: int) -> tuple[np.ndarray, np.ndar
 
 
 def counts_unmapped(
-    state: State, session: str, covers: dict[Column, np.ndarray | None], *, now_ns: int
+    state: State, ledger: Ledger, session: str, covers: dict[Column, np.ndarray | None], *, now_ns: int
 ) -> dict[Column, Counted] | None:
     """
-    COUNTS of a session from its header pages alone, so that a year is counted without mapping it.
+    COUNTS of the columns of one ledger in a session from its header page alone, so that a year is counted without mapping it.
 
     Exact while cells that are not applicable or not covered are unset, which no engine ever changes. Stale cells are not
     known without the planes and count 0.
@@ -229,28 +229,27 @@ def counts_unmapped(
         now_ns: windows that end after it are not due.
 
     Returns:
-        None where a session is mapped, or its counts are not clean.
+        None where the session is mapped, or its counts are not clean.
     """
     seq = state.calendar.session_seq(session)
+    stored = stored_counts(ledger, seq)
+    if stored is None:
+        return None
     universe = state.universe(session)
     minutes = int(state.calendar.minutes[seq])
     due = int(np.clip((now_ns - int(state.calendar.open_ns[seq])) // 60_000_000_000, 0, minutes))
     words, options = class_words(state, universe), with_options(state, universe)
     result: dict[Column, Counted] = {}
-    for ledger in (state.trade, state.enrichment):
-        stored = stored_counts(ledger, seq)
-        if stored is None:
-            return None
-        for index, column in enumerate(COLUMNS_OF[ledger.kind]):
-            _, pending, filled, cleared = (int(one) for one in stored[0][index])
-            applies = applicable(column, words, options)
-            cover = covers.get(column)
-            served = np.zeros(len(universe), dtype=bool) if cover is None else cover[universe]
-            left = len(universe) * minutes - pending - filled - cleared
-            not_applicable = min(left, int((~applies).sum()) * minutes)
-            late = int((applies & ~served).sum()) * minutes + int((applies & served).sum()) * (minutes - due)
-            not_due = min(left - not_applicable, late)
-            numbers = (left - not_applicable - not_due, pending, filled, cleared, not_applicable, not_due)
-            parts = (int(stored[1][index, 0]), int(stored[1][index, 4]), 0)
-            result[column] = dict(zip(COUNT_NAMES, (*numbers, *parts), strict=True))
+    for index, column in enumerate(COLUMNS_OF[ledger.kind]):
+        _, pending, filled, cleared = (int(one) for one in stored[0][index])
+        applies = applicable(column, words, options)
+        cover = covers.get(column)
+        served = np.zeros(len(universe), dtype=bool) if cover is None else cover[universe]
+        left = len(universe) * minutes - pending - filled - cleared
+        not_applicable = min(left, int((~applies).sum()) * minutes)
+        late = int((applies & ~served).sum()) * minutes + int((applies & served).sum()) * (minutes - due)
+        not_due = min(left - not_applicable, late)
+        numbers = (left - not_applicable - not_due, pending, filled, cleared, not_applicable, not_due)
+        parts = (int(stored[1][index, 0]), int(stored[1][index, 4]), 0)
+        result[column] = dict(zip(COUNT_NAMES, (*numbers, *parts), strict=True))
     return result

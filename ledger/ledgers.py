@@ -131,17 +131,28 @@ class Ledger:
         """
         if session_seq in self._sessions or not self.exists(session_seq):
             return True
-        steps = self._openings.pop(session_seq, None) or self._open(session_seq)
-        for _ in steps:
-            if time.monotonic() >= until_s:
-                self._openings[session_seq] = steps
-                return False
-        return True
+        # It keeps its place in the order: what was begun first is done first.
+        steps = self._openings.setdefault(session_seq, self._open(session_seq))
+        over = True
+        try:
+            for _ in steps:
+                if time.monotonic() >= until_s:
+                    over = False
+                    return False
+            return True
+        finally:
+            if over:
+                del self._openings[session_seq]
 
     def open_on(self, until_s: float) -> None:
-        """Go on with sessions that are mapped in part; raises like :meth:`session`, once for each."""
+        """
+        Go on with sessions that are mapped in part, the one that was begun first before the next, until the time is over.
+
+        Raises like :meth:`session`, once for each.
+        """
         for session_seq in list(self._openings):
-            self.open_some(session_seq, until_s)
+            if not self.open_some(session_seq, until_s):
+                return
 
     @property
     def is_opening(self) -> bool:

@@ -42,6 +42,7 @@ class CellFamilies:
         """
         in_use: InUse = []
         for session in self._measuring.names():
+            yield from self._measuring.opening(session)
             in_use.append((session, self._measuring.session(session)))
             yield
         lags: dict[tuple[Column, bool], float] = {}

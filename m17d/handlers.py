@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, assert_never
+from typing import Any, Final, assert_never
 
 from ledger.sources import SourceRecord, SourceState
 from ledger.state import State
@@ -50,6 +50,7 @@ Care = (
     | protocol.ReportRequest | protocol.SubscribeRequest | protocol.CreditRequest | protocol.CancelRequest
 )  # fmt: skip
 """Requests about the daemon itself."""
+_READY: Final = object()
 
 
 class Handlers:
@@ -90,9 +91,9 @@ class Handlers:
         """The answer to one request; raises LedgerError or Refused."""
         began_s = time.perf_counter()
         try:
-            seq = opening.session_seq_of(self.state, request)
-            if seq is not None and not self.state.open_some(seq, time.monotonic() + opening.STEP_S):
-                return opening.answered_then(self.state, seq, lambda: self._answer(request, context))
+            steps = self._opening(request)
+            if next(steps, _READY) is not _READY:
+                return opening.answered_after(steps, lambda: self._answer(request, context))
             return self._answer(request, context)
         finally:
             operation = operation_of(request)
@@ -101,6 +102,15 @@ class Handlers:
                 self.requests[operation] = Latency()
             self.requests[operation].took(took_s)
             self.runner.turns.took(f"request {operation}", took_s)
+
+    def _opening(self, request: Request) -> Iterator[None]:
+        """Map what a request has to look at; yields between steps."""
+        seq = opening.session_seq_of(self.state, request)
+        if seq is not None:
+            yield from opening.mapped(self.state, seq)
+        elif isinstance(request, protocol.StatusRequest):
+            for session in self.reading.measuring.names():
+                yield from self.reading.measuring.opening(session)
 
     def _answer(self, request: Request, context: Context) -> Answer:
         if isinstance(request, Change):

@@ -29,6 +29,7 @@ class LagHistory:
         """Take one, in steps of milliseconds; begun every half minute."""
         in_use: InUse = []
         for session in self._measuring.names():
+            yield from self._measuring.opening(session)
             in_use.append((session, self._measuring.session(session)))
             yield
         lags: dict[Column, float] = {}

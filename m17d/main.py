@@ -44,6 +44,16 @@ def _errors() -> Iterator[None]:
         raise typer.Exit(1) from error
 
 
+_PROGRESS_S = 0.5
+"""So often a long command says on a terminal how far it is."""
+
+
+def _say_passing(text: str) -> None:
+    """A line on a terminal's stderr that the next one takes the place of; empty takes the last one away."""
+    sys.stderr.write(f"\r\x1b[K{text}")
+    sys.stderr.flush()
+
+
 ConfigOption = Annotated[Path, typer.Option("--config", help="The config file, TOML.", show_default=False)]
 
 
@@ -141,9 +151,14 @@ def verify(
     from m17d.upkeep import verify_reply
 
     checked, started_s = Checked(), time.monotonic()
-    with _errors(), open_state(state, readonly=True, lock=True) as opened:
+    said_s = started_s
+    with _errors(), open_state(state, readonly=True, lock=True) as opened, contextlib.ExitStack() as last:
         for _ in verify(opened, checked):
-            pass
+            if sys.stderr.isatty() and time.monotonic() - said_s >= _PROGRESS_S:
+                if said_s == started_s:
+                    last.callback(_say_passing, "")
+                said_s = time.monotonic()
+                _say_passing(f"{checked.bytes / 2**20:,.0f} of {checked.bytes_total / 2**20:,.0f} MiB checked")
     if json:
         print(msgspec.json.encode(verify_reply(checked, time.monotonic() - started_s)).decode())
     else:

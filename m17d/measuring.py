@@ -8,17 +8,27 @@ page. This module must never count an event, nor write a cell.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from ledger.columns import RAW_COLUMNS, WINDOW_NS, Column, Flag, Status
-from ledger.coverage import COUNT_NAMES, applicable, class_words, counts_unmapped, mark, sessions_in_use, with_options
+from ledger.coverage import (
+    COUNT_NAMES,
+    applicable,
+    class_words,
+    counts_unmapped,
+    mark,
+    sessions_in_use,
+    stored_counts,
+    with_options,
+)
 from ledger.layout import COLUMNS_OF
 from ledger.rows import SessionRows
 from ledger.state import State
+from m17d.opening import mapped
 
 if TYPE_CHECKING:
     from m17d.reading import Reading
@@ -83,6 +93,20 @@ class Measuring:
             self._keep(session, signature, found)
             self._keep(session, self.signature(session), found)
         return found
+
+    def opening(self, session: str) -> Iterator[None]:
+        """
+        Map a session that a crash left, in steps, as its header page does not say how it stands.
+
+        Whoever does this first finds :meth:`session` quick.
+        """
+        held = self._held.get(session)
+        if held is not None and self.signature(session) in held:
+            return
+        seq = self.state.calendar.session_seq(session)
+        for ledger in (self.state.trade, self.state.enrichment):
+            if seq not in ledger.mapped() and stored_counts(ledger, seq) is None:
+                yield from mapped(self.state, seq)
 
     def sessions(self) -> InUse:
         """
@@ -159,18 +183,20 @@ class Measuring:
 
     def _count(self, session: str) -> np.ndarray:
         covers = {column: self.reading.covers(session, column) for column in Column}
-        found = counts_unmapped(self.state, session, covers, now_ns=self.state.system.now_ns())
-        if found is not None:
-            return np.array([[found[column][name] for name in COUNT_NAMES] for column in Column], dtype=np.int64)
         counts = np.zeros((len(Column), len(COUNT_NAMES)), dtype=np.int64)
         universe, words, options = self.universe(session)
         seq = self.state.calendar.session_seq(session)
         for ledger in (self.state.trade, self.state.enrichment):
-            rows = ledger.session(seq) if ledger.exists(seq) else None
+            unmapped = counts_unmapped(self.state, ledger, session, covers, now_ns=self.state.system.now_ns())
+            if unmapped is not None:
+                for column, found in unmapped.items():
+                    counts[_INDEX[column]] = [found[name] for name in COUNT_NAMES]
+                continue
+            rows = ledger.session(seq)
             for column in COLUMNS_OF[ledger.kind]:
                 covered = served(covers[column], universe)
                 applies = applicable(column, words, options)
-                quick = None if rows is None else self._quick(rows, column, universe, applies, covered)
+                quick = self._quick(rows, column, universe, applies, covered)
                 if quick is None:
                     counted = self.reading.planes(session, column, universe, options, judged=False).count()
                     quick = np.array([counted[name] for name in COUNT_NAMES], dtype=np.int64)

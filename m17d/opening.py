@@ -44,12 +44,15 @@ def session_seq_of(state: State, request: protocol.Request) -> int | None:
         return None
 
 
-def answered_then(
-    state: State, session_seq: int, answer: Callable[[], Answer]
-) -> Iterator[Reply | Piece | Rest | None]:
-    """What ``answer`` gives when the session is mapped; yields None between steps until then."""
+def mapped(state: State, session_seq: int) -> Iterator[None]:
+    """Map a session; yields between steps, and nothing where it is mapped already or one step is enough."""
     while not state.open_some(session_seq, time.monotonic() + STEP_S):
-        yield None
+        yield
+
+
+def answered_after(steps: Iterator[None], answer: Callable[[], Answer]) -> Iterator[Reply | Piece | Rest | None]:
+    """What ``answer`` gives when the steps are over; yields None for each."""
+    yield from steps
     found = answer()
     if isinstance(found, Iterator):
         yield from found

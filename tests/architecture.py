@@ -119,6 +119,7 @@ ROOMS: Final = (
             "engines.derivation",
             "engines.derived_rows",
             "engines.looking",
+            "engines.opening",
             "engines.derived",
             "engines.offers",
             "engines.scope",

@@ -19,6 +19,7 @@ import numpy as np
 from msgspec import Meta
 
 from engines.contract import Batch, CellSpan, Context, Doubt, Health, Number, Task, Waiting
+from engines.opening import Opening
 from engines.pauses import Pause, Pausing
 from engines.treasury.curves import EFFECTIVE_TIME, CurveEffective, behind, holding, record_of
 from engines.treasury.reading import Read, ReadArguments
@@ -30,8 +31,6 @@ from ledger.records import ABSENT_TENOR
 from ledger.state import State
 
 _LOOK_INTERVAL_S: Final = 2.0
-_OPENED_S: Final = 0.003
-"""How long a session is mapped at a time."""
 _FOREVER_S: Final = 1e9
 _LAG_DAYS: Final = 10
 """Sessions that are looked back for curves that have not come."""
@@ -232,8 +231,9 @@ class TreasuryEngine:
                 return tasks
         if not self._held.dates:
             return tasks
+        opening = Opening()
         for session in sorted(self._state.sources.sessions(), reverse=True):
-            task = self._fill_task(session)
+            task = self._fill_task(session, opening)
             if task is not None:
                 tasks.append(task)
         self._backlog = len(tasks)
@@ -278,7 +278,7 @@ class TreasuryEngine:
             subject="curves",
         )
 
-    def _fill_task(self, session: str) -> Task | None:
+    def _fill_task(self, session: str, opening: Opening) -> Task | None:
         """Symbols of the session whose cells do not hold the curve in force; one rectangle per curve."""
         state = self._state
         seq = state.calendar.session_seq(session)
@@ -290,8 +290,8 @@ class TreasuryEngine:
         before = (*known, *mark(state.trade, seq))
         if not len(universe) or before in self._whole.get(session, ()):
             return None
-        if not state.trade.open_some(seq, time.monotonic() + _OPENED_S):
-            # Asked again when it is mapped: a full day takes longer than others should wait.
+        if not opening.is_mapped(state.trade, seq):
+            # Asked again when it is.
             return None
         rows = state.trade.session(seq) if state.trade.exists(seq) else None
         applies = applicable(_COLUMN, class_words(state, universe), with_options(state, universe))
