@@ -137,7 +137,7 @@ class Client:
         Raises:
             ClientError: see the tree above.
         """
-        pieces = list(self.stream(request, key=key, durable=durable, timeout_s=timeout_s, on_progress=on_progress))
+        pieces = [reply for reply, _ in self._exchange(request, key, durable, timeout_s, on_progress)]
         return pieces[0] if len(pieces) == 1 else join_pieces(pieces)
 
     def stream(

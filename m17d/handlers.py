@@ -98,9 +98,10 @@ class Handlers:
         finally:
             operation = operation_of(request)
             took_s = time.perf_counter() - began_s
-            if operation not in self.requests:
-                self.requests[operation] = Latency()
-            self.requests[operation].took(took_s)
+            latency = self.requests.get(operation)
+            if latency is None:
+                latency = self.requests[operation] = Latency()
+            latency.took(took_s)
             self.runner.turns.took(f"request {operation}", took_s)
 
     def _opening(self, request: Request) -> Iterator[None]:
@@ -113,11 +114,10 @@ class Handlers:
                 yield from self.reading.measuring.opening(session)
 
     def _answer(self, request: Request, context: Context) -> Answer:
-        if isinstance(request, Change):
-            if context.durable:
-                return when_durable(self.state, lambda: self._change(request, context))
-            return self._change(request, context)
         match request:
+            case protocol.RowRequest():
+                # First, because nothing is asked so often or answered so soon.
+                return self.reading.row(request)
             case protocol.HelloRequest():
                 return self._hello(context)
             case protocol.PingRequest():
@@ -126,8 +126,6 @@ class Handlers:
                 return self.reading.status()
             case protocol.CoverageRequest():
                 return self.reading.coverage(request)
-            case protocol.RowRequest():
-                return self.reading.row(request)
             case protocol.RowsRequest():
                 return self.reading.rows(request)
             case protocol.BulkRequest():
@@ -153,11 +151,18 @@ class Handlers:
             case protocol.DigestRequest():
                 return self.reading.digest(request.session)
             case _:
-                return self._look_after(request, context)
+                return self._change_or_look_after(request, context)
 
     def _metrics(self) -> Iterator[outcomes.MetricsReply | None]:
         yield from self.exposition.gather()
         yield outcomes.MetricsReply(text=self.exposition.text())
+
+    def _change_or_look_after(self, request: Change | Care, context: Context) -> Answer:
+        if not isinstance(request, Change):
+            return self._look_after(request, context)
+        if context.durable:
+            return when_durable(self.state, lambda: self._change(request, context))
+        return self._change(request, context)
 
     def _look_after(self, request: Care, context: Context) -> Answer:
         """The reads about the daemon itself rather than its cells."""

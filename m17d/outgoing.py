@@ -19,6 +19,9 @@ from m17d.streams import Counters, Limits, Origin, Outbox
 
 Frames = list[bytes | memoryview]
 _COPY_BELOW_BYTES: Final = 64 << 10
+_NOWAIT: Final = int(zmq.NOBLOCK)
+_NOWAIT_MORE: Final = int(zmq.NOBLOCK | zmq.SNDMORE)
+"""As plain numbers: to combine zmq's own enumerations for every frame takes longer than to send it."""
 
 
 class Outgoing:
@@ -86,9 +89,12 @@ class Outgoing:
 
     def send(self, route: bytes, frames: Frames) -> bool:
         """Send if there is room; True also where nobody is there any more, since then nothing is left to do."""
-        copy = len(frames[-1]) < _COPY_BELOW_BYTES
+        last, router = frames[-1], self._router
         try:
-            self._router.send_multipart([route, *frames], zmq.NOBLOCK, copy=copy)
+            router.send(route, _NOWAIT_MORE)
+            for frame in frames[:-1]:
+                router.send(frame, _NOWAIT_MORE)
+            router.send(last, _NOWAIT, copy=len(last) < _COPY_BELOW_BYTES)
         except zmq.Again:
             return False
         except zmq.ZMQError as error:
@@ -105,6 +111,8 @@ class Outgoing:
 
     def flush(self) -> None:
         """Send what waits, as far as there is room; drop what nobody has read for too long."""
+        if not self._outboxes:
+            return
         now = time.monotonic()
         for route in list(self._outboxes):
             box = self._outboxes[route]

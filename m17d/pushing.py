@@ -55,12 +55,16 @@ class Pushing:
     @property
     def busy(self) -> bool:
         """Whether a stream can go on at once."""
+        if not self._streams:
+            return False
         now = time.monotonic()
         return any(stream.held is None and stream.rests_until <= now for stream in self._streams.values())
 
     @property
     def waiting(self) -> bool:
         """Whether something only waits for room in the socket, or rests for a moment."""
+        if not self._streams and not self._subscriptions:
+            return False
         queued = any(subscription.queue for subscription in self._subscriptions.values())
         return queued or any(stream.runnable for stream in self._streams.values())
 
@@ -166,6 +170,8 @@ class Pushing:
 
     def disown(self, route: bytes, origin: Origin) -> None:
         """End what another process began under the same route: a client may choose its route, so it is not believed."""
+        if not self._streams and not self._subscriptions:
+            return
         for place in [place for place in self._streams if place[0] == route]:
             if not origin.same_process(self._streams[place].origin.peer):
                 self._leave(place)
@@ -175,6 +181,9 @@ class Pushing:
 
     def turn(self) -> None:
         """Every stream one step, every subscriber what it takes, within the turn's time."""
+        if not self._streams and not self._subscriptions:
+            self._outgoing.gone.clear()
+            return
         for route in self._outgoing.gone:
             for place in [place for place in self._streams if place[0] == route]:
                 self._leave(place)
