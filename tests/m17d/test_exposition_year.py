@@ -7,11 +7,18 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
+import m17d.opening
+from ledger import sessionfile
 from ledger.columns import Column, Flag
+from ledger.layout import COUNTS_OFFSET, ROWS_COUNTS
+from m17d import protocol
 from m17d.daemon import Daemon
+from m17d.peers import Context, Peer
+from m17d.replies import StatusReply
 from tests.m17d.bench_exposition import daemon_over
 
 SESSIONS = 40
+ME = Peer(1000, 1000, 1, "operator", frozenset(["read", "operate"]))
 
 
 @pytest.fixture(scope="module")
@@ -48,3 +55,43 @@ def test_a_scrape_looks_at_the_session_that_moved_and_at_no_other(
 
     assert looked_at(many, monkeypatch) == {many.state.calendar.date(20)}
     assert looked_at(many, monkeypatch) == set()
+
+
+def test_a_session_is_counted_without_mapping_the_ledger_that_is_not_mapped(many: Daemon) -> None:
+    """Its trades are written beside a backfill, its rest is as its header page says: the counts are those of the whole."""
+    state, measuring = many.state, many.handlers.reading.measuring
+    session = state.calendar.date(21)
+    whole = measuring.session(session).counts.copy()
+    state.make_durable()
+    assert 21 in state.enrichment.drop_idle(idle_ns=0, keep=frozenset(range(state.calendar.session_count)) - {21})
+    rows = state.trade.session(21)
+    rows.flag_many(Column.TRADE_REF, np.arange(4), np.full(4, 5), add=Flag.WANTED, now_ns=rows.now_ns())
+
+    assert list(measuring.opening(session)) == []
+    assert (measuring.session(session).counts == whole).all()
+    assert 21 in state.trade.mapped() and 21 not in state.enrichment.mapped()
+
+
+def test_a_session_that_a_crash_left_is_mapped_in_steps_before_it_is_counted(
+    many: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its header page does not say how it stands; whoever asks for the status waits, and others are served between."""
+    state, measuring = many.state, many.handlers.reading.measuring
+    session = state.calendar.date(22)
+    measuring.session(session)
+    state.make_durable()
+    kept = frozenset(range(state.calendar.session_count)) - {22}
+    state.trade.drop_idle(idle_ns=0, keep=kept)
+    with state.trade.path(22).open("r+b") as file:
+        file.seek(COUNTS_OFFSET)
+        file.write(bytes(ROWS_COUNTS.itemsize))
+    monkeypatch.setattr(m17d.opening, "STEP_S", 0.0)
+    monkeypatch.setattr(sessionfile, "_LOADED_AT_ONCE", 1)
+
+    answer = many.handlers.handle(protocol.StatusRequest(), Context(ME))
+    assert isinstance(answer, Iterator)
+    pieces = list(answer)
+    assert len(pieces) > 3 and pieces[:-1] == [None] * (len(pieces) - 1)
+    assert isinstance(pieces[-1], StatusReply)
+    assert 22 in state.trade.mapped()
+    assert isinstance(many.handlers.handle(protocol.StatusRequest(), Context(ME)), StatusReply)
