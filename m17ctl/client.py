@@ -137,7 +137,8 @@ class Client:
         Raises:
             ClientError: see the tree above.
         """
-        pieces = [reply for reply, _ in self._exchange(request, key, durable, timeout_s, on_progress)]
+        found = self._exchange(request, key, durable, timeout_s, on_progress, whole=True)
+        pieces = [reply for reply, _ in found]
         return pieces[0] if len(pieces) == 1 else join_pieces(pieces)
 
     def stream(
@@ -149,7 +150,12 @@ class Client:
         timeout_s: float | None = None,
         on_progress: Callable[[Progress], None] | None = None,
     ) -> Iterator[Reply]:
-        """Ask, and yield the pieces of the answer as they come; each piece renews the deadline. See `call`."""
+        """
+        Ask, and yield the pieces of the answer as they come; each piece renews the deadline.
+
+        Raises:
+            ClientError: as `call`; `DaemonUnreachable` also where the daemon goes away in the middle of a read's answer.
+        """
         for reply, _ in self._exchange(request, key, durable, timeout_s, on_progress):
             yield reply
 
@@ -219,14 +225,16 @@ class Client:
         durable: bool,
         timeout_s: float | None,
         on_progress: Callable[[Progress], None] | None,
+        *,
+        whole: bool = False,
     ) -> Iterator[tuple[Reply, bytes]]:
+        """The messages of an answer; ``whole`` when they are of use only together, so that they may begin anew."""
         limit = self.timeout_s if timeout_s is None else timeout_s
         conversation = _Conversation(
             self._take_id(), (key or secrets.token_hex(16)) if is_mutation(request) else "", limit, time.monotonic()
         )
+        conversation.whole = whole or bool(conversation.key)
         self.last_key = conversation.key
-        # A mutation is sent again until its end has come; the answer of another daemon then stands for all pieces before it.
-        kept: list[tuple[Reply, bytes]] = []
         try:
             while not conversation.ended:
                 frames = self._next_message(conversation, request, durable)
@@ -239,14 +247,15 @@ class Client:
                     conversation.ended = True
                 else:
                     self._renew(conversation, envelope)
-                    if not conversation.key:
+                    if not conversation.whole:
                         yield body, frames[1]
                     elif envelope.more:
-                        kept.append((body, frames[1]))
+                        conversation.kept.append((body, frames[1]))
                     else:
-                        kept = [(body, frames[1])]
+                        # A mutation sent again is answered at once, and that stands for all pieces before it.
+                        conversation.kept = [(body, frames[1])]
                 conversation.heard(envelope)
-            yield from kept
+            yield from conversation.kept
         finally:
             if not conversation.ended:
                 self._cancel(conversation.id)
@@ -261,6 +270,8 @@ class Client:
             if now >= conversation.until:
                 raise self._timed_out(conversation)
             slice_end = min(conversation.until, now + _PROBE_SECONDS)
+            if connection.silent and connection.broke():
+                self._begin_anew(conversation, now)
             if not self._daemon_there(conversation):
                 time.sleep(min(0.02, slice_end - now))
                 continue
@@ -270,11 +281,23 @@ class Client:
                 connection.silent = not sent
                 if not sent:
                     continue
+                # What broke before this was sent takes nothing of it away.
+                connection.broke()
             found = connection.receive(conversation.id, slice_end)
             if found is not None and not conversation.repeated(found[0]):
                 self.daemon_version = found[0].version
                 self.last_envelope = found[0]
                 return found
+
+    def _begin_anew(self, conversation: _Conversation, now: float) -> None:
+        """The connection broke: what was sent over it and not answered is sent again at once."""
+        if conversation.streaming and not conversation.key:
+            if not conversation.whole:
+                text = f"the daemon at {self.path} went away in the middle of its answer"
+                raise DaemonUnreachable(text, "nothing was changed; ask again", path=str(self.path))
+            # Pieces of two answers do not fit together. What the old one had sent may still come, under the old number.
+            conversation.id, conversation.kept = self._take_id(), []
+        conversation.begin_anew(now)
 
     def _encoded(self, conversation: _Conversation, request: Request, durable: bool, now: float) -> bytes:
         left_ms = int((conversation.until - now) * 1e3)
@@ -361,6 +384,9 @@ class _Conversation:
         self.send_at = now
         self.sent = False
         self.streaming = False
+        self.whole = False
+        """Whether nothing of the answer was given away yet, so that another may stand for it."""
+        self.kept: list[tuple[Reply, bytes]] = []
         self.ended = False
         self.away: DaemonUnreachable | None = None
         self.taken = 0
@@ -372,6 +398,12 @@ class _Conversation:
         self.sent = self.sent or sent
         self.send_at = now + self._pause if sent else now
         self._pause = min(self._pause * 2, _RESEND_SECONDS_MAX) if sent else self._pause
+
+    def begin_anew(self, now: float) -> None:
+        """Send again now, and for a read expect the first piece; of a mutation's answer the pieces that came are good."""
+        self.send_at, self._pause = now, _RESEND_FIRST_SECONDS
+        if not self.key:
+            self.streaming, self.taken, self._piece = False, 0, -1
 
     def repeated(self, envelope: ReplyEnvelope) -> bool:
         """Whether this piece has come before, because the request was sent twice."""

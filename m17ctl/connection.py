@@ -32,6 +32,7 @@ class Connection:
         """Whether the last read waited in vain: then somebody should `probe` before trusting the connection."""
         self._context: zmq.Context[zmq.Socket[bytes]] | None = None
         self._dealer: zmq.Socket[bytes] | None = None
+        self._monitor: zmq.Socket[bytes] | None = None
         self._waits_ms = {zmq.SNDTIMEO: -1, zmq.RCVTIMEO: -1}
 
     @property
@@ -56,6 +57,7 @@ class Connection:
         dealer.setsockopt(zmq.IMMEDIATE, 1)
         dealer.setsockopt(zmq.RECONNECT_IVL, 20)
         dealer.setsockopt(zmq.RECONNECT_IVL_MAX, 200)
+        self._monitor = dealer.get_monitor_socket(zmq.EVENT_DISCONNECTED)
         dealer.connect(f"ipc://{self.path}")
         self._dealer = dealer
 
@@ -83,6 +85,18 @@ class Connection:
                 return
             except OSError as error:
                 raise unreachable(self.path, error) from None
+
+    def broke(self) -> bool:
+        """
+        Whether the daemon hung up since this was last asked; ZeroMQ may have connected anew by now, to it or to another.
+
+        A probe cannot tell: it finds the daemon that was started anew, or systemd, which listens while none runs.
+        """
+        broke = False
+        while self._monitor is not None and self._monitor.poll(0):
+            self._monitor.recv_multipart(zmq.NOBLOCK)
+            broke = True
+        return broke
 
     def send(self, frame: bytes, until: float) -> bool:
         """Send one frame; False where there was no connection until ``until`` (monotonic seconds)."""
@@ -131,9 +145,13 @@ class Connection:
     def close(self) -> None:
         """Drop the socket."""
         if self._dealer is not None:
+            self._dealer.disable_monitor()
             self._dealer.close(linger=0)
             self._dealer = None
             self._waits_ms = {zmq.SNDTIMEO: -1, zmq.RCVTIMEO: -1}
+        if self._monitor is not None:
+            self._monitor.close(linger=0)
+            self._monitor = None
         if self._context is not None:
             self._context.term()
             self._context = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import socket
@@ -10,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -28,7 +30,7 @@ from m17ctl.client import (
     slab_dtype,
 )
 from m17d.envelopes import ReplyEnvelope, encode_body, encode_reply
-from m17d.outcomes import AcceptReply, Event, Progress, SubscribeReply
+from m17d.outcomes import AcceptReply, EndReply, Event, Progress, SubscribeReply, WaitReply
 from m17d.protocol import (
     AcceptRequest,
     BackupRequest,
@@ -39,6 +41,7 @@ from m17d.protocol import (
     Range,
     RowRequest,
     SessionsListRequest,
+    WaitRequest,
 )
 from m17d.replies import ROW_HEADER_FORMAT, SLOT_FORMAT, BulkReply, PingReply, RowReply, SourceReply
 from tests.m17d.wire_daemon import (
@@ -277,6 +280,92 @@ def test_mutation_whose_daemon_dies_between_the_answer_and_its_end_is_asked_agai
     assert answer == reply
     assert len(keys) == 2
     assert len(set(keys)) == 1
+
+
+@contextlib.contextmanager
+def one_after_the_other(path: Path, answers: list[list[WaitReply | EndReply]]) -> Iterator[list[dict[str, Any]]]:
+    """Daemons at one path, each for one request: it gives its answers, all but an end with more to come, and dies. Gives the requests."""
+    listens, done = threading.Event(), threading.Event()
+    asked: list[dict[str, Any]] = []
+
+    def answer(router: zmq.Socket[bytes], replies: list[WaitReply | EndReply]) -> None:
+        route, frame = router.recv_multipart()
+        request = msgspec.msgpack.decode(frame)
+        if request["body"]["op"] == "cancel":
+            return
+        asked.append(request)
+        for piece, reply in enumerate(replies):
+            ends = isinstance(reply, EndReply)
+            envelope = ReplyEnvelope(
+                id=request["id"], kind="end" if ends else "wait", body=encode_body(reply), version="test",
+                protocol_min=1, protocol_max=1, more=not ends, piece=piece,
+            )  # fmt: skip
+            router.send_multipart([route, encode_reply(envelope)])
+
+    def serve() -> None:
+        for number, replies in enumerate(answers, 1):
+            context = zmq.Context()
+            router = context.socket(zmq.ROUTER)
+            router.setsockopt(zmq.LINGER, 60_000)
+            router.bind(f"ipc://{path}")
+            listens.set()
+            while len(asked) < number and not done.is_set():
+                if router.poll(100):
+                    answer(router, replies)
+            # Long enough for the pieces to be read; what is behind them never comes.
+            done.wait(0.2 if number < len(answers) else 120)
+            router.close()
+            context.term()
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    assert listens.wait(120)
+    try:
+        yield asked
+    finally:
+        done.set()
+        thread.join()
+
+
+WAIT = WaitRequest(columns=[Column.TRADE_REF], range=DAY)
+
+
+def part(cells: int) -> WaitReply:
+    """A piece of an answer."""
+    return WaitReply(whole=False, cells=cells, remaining={list(Column)[cells]: 1})
+
+
+def test_read_whose_daemon_dies_before_the_end_of_its_answer_is_asked_again(tmp_path: Path) -> None:
+    """Pieces came, then another daemon, as between a wait's answer and its end: its answer is taken, and nothing of the first."""
+    path = tmp_path / "d.sock"
+    answers = [[part(1), part(2)], [part(3), part(4), EndReply()]]
+    with one_after_the_other(path, answers) as asked, Client(path, 120) as client:
+        answer = client.call(WAIT)
+    assert (answer.cells, set(answer.remaining)) == (4, set(list(Column)[3:5]))
+    assert [one["body"]["op"] for one in asked] == ["wait", "wait"]
+    assert len({one["id"] for one in asked}) == 2
+
+
+def test_stream_whose_daemon_dies_ends_with_an_error_where_it_had_given_pieces_away(tmp_path: Path) -> None:
+    """Nobody could tell what belongs together; it says so when it sees it, and the next call is answered."""
+    path = tmp_path / "d.sock"
+    with one_after_the_other(path, [[part(1)], [part(2), EndReply()]]), Client(path, 3_600) as client:
+        pieces = client.stream(WAIT)
+        assert next(pieces) == part(1)
+        with pytest.raises(DaemonUnreachable, match="went away in the middle of its answer"):
+            next(pieces)
+        assert list(client.stream(WAIT)) == [part(2)]
+
+
+def test_request_that_a_daemon_took_along_is_sent_again_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not when it would have been sent again anyhow, which is in an hour here."""
+    monkeypatch.setattr("m17ctl.client._RESEND_FIRST_SECONDS", 3_600.0)
+    path = tmp_path / "d.sock"
+    with one_after_the_other(path, [[], [part(1), EndReply()]]) as asked, Client(path, 120) as client:
+        assert client.call(WAIT) == part(1)
+    assert len(asked) == 2
 
 
 def test_stream_yields_pieces_and_slabs_unpack(daemon: ThreadDaemon) -> None:

@@ -247,37 +247,41 @@ def storm(root: Path, kills: int) -> None:
     (root / "ops.ndjson").write_text("".join(json.dumps(one) + "\n" for one in OPERATIONS))
     chance = random.Random(17)
     daemon = start(root)
-    wait_for(daemon, root, "serving on", timeout_s=120)
-    killed = 0
-    for number in range(kills * 4):
-        if killed >= kills:
-            break
-        while True:
-            command = [sys.executable, "-m", "m17ctl", "--socket", "ledger.state/m17d.sock"]
-            client = subprocess.Popen(
-                [*command, "repair", "ops.ndjson", "--run", str(number)],
-                cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            )  # fmt: skip
-            try:
-                if killed < kills:
-                    time.sleep(chance.uniform(0.15, 0.6))
-                    victim = daemon if chance.random() < 0.7 else client
-                    if client.poll() is None:
-                        victim.send_signal(signal.SIGKILL)
-                        killed += 1
-                        if victim is daemon:
-                            daemon.wait(120)
-                            daemon = start(root)
-                            wait_for(daemon, root, "serving on", timeout_s=120)
-                said, complaint = client.communicate(timeout=120)
-            finally:
-                client.kill()
-            if client.returncode == 0:
+    try:
+        wait_for(daemon, root, "serving on", timeout_s=120)
+        killed = 0
+        for number in range(kills * 4):
+            if killed >= kills:
                 break
-            assert client.returncode in (7, 8, -signal.SIGKILL), said + complaint
-    assert killed >= kills
-    daemon.send_signal(signal.SIGTERM)
-    assert daemon.wait(120) == 0
+            while True:
+                command = [sys.executable, "-m", "m17ctl", "--socket", "ledger.state/m17d.sock"]
+                client = subprocess.Popen(
+                    [*command, "repair", "ops.ndjson", "--run", str(number)],
+                    cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                )  # fmt: skip
+                try:
+                    if killed < kills:
+                        time.sleep(chance.uniform(0.15, 0.6))
+                        victim = daemon if chance.random() < 0.7 else client
+                        if client.poll() is None:
+                            victim.send_signal(signal.SIGKILL)
+                            killed += 1
+                            if victim is daemon:
+                                daemon.wait(120)
+                                daemon = start(root)
+                                wait_for(daemon, root, "serving on", timeout_s=120)
+                    said, complaint = client.communicate(timeout=120)
+                finally:
+                    client.kill()
+                if client.returncode == 0:
+                    break
+                assert client.returncode in (7, 8, -signal.SIGKILL), said + complaint
+        assert killed >= kills
+        daemon.send_signal(signal.SIGTERM)
+        assert daemon.wait(120) == 0
+    finally:
+        daemon.kill()
+        daemon.wait()
     done: Counter[tuple[str, str]] = Counter()
     for path in sorted((root / "ledger.state" / "audit").glob("audit*.log")):
         for record in map(json.loads, path.read_text().splitlines()):
