@@ -110,12 +110,14 @@ def places(directory: Path) -> list[Place]:
     framed = ("calendar", "sources", "regions", "maps/artifacts.map", "audit/undo/op-7")
     for name in (*framed, KEYS_FILE, PAUSED_FILE, f"{OPEN_FOLDER}/op-9"):
         found += _header(name, size=PAGE)
-        size = (directory / name).stat().st_size
+        data = (directory / name).read_bytes()
+        size, length = len(data), int.from_bytes(data[PAGE : PAGE + 4], "little")
+        # What says which engines are paused is the shortest: its only frame ends before the others' first.
         found += [
             Place("first frame's length", name, PAGE, PAGE + 4),
             Place("first frame's checksum", name, PAGE + 4, PAGE + 8),
-            Place("first frame's payload", name, PAGE + 8, PAGE + 60),
-            Place("last frame's end", name, size - 40, size),
+            Place("first frame's payload", name, PAGE + 8, PAGE + 8 + min(length, 52)),
+            Place("last frame's end", name, max(PAGE, size - 40), size),
             Place("last byte", name, size - 1, size),
         ]
     size = (directory / "audit/audit.log").stat().st_size

@@ -138,6 +138,7 @@ def test_every_kind_of_byte_flipped_once(rich: Path, folder: Path) -> None:
     """One bit of one byte of each kind."""
     flips, chance = Flips(rich, folder), random.Random(5)
     for place in places(rich):
+        assert place.start < place.stop <= (rich / place.file).stat().st_size, place
         flips.flip(place, chance.randrange(place.start, place.stop), chance.randrange(8))
     assert flips.faults == []
     assert flips.counts["flips"] > 80

@@ -41,7 +41,7 @@ def source(endpoint: str, *, attempts: int = 5, range_bytes: int = 20_000) -> Bu
     """The bucket's source, sleeping on paper."""
     return BucketSource(
         "s3://flatfiles/massive", endpoint=endpoint, range_bytes=range_bytes, sleep=lambda _: None,
-        policy=RetryPolicy(attempts=attempts), timeout_seconds=5.0,
+        policy=RetryPolicy(attempts=attempts), timeout_seconds=60.0,
     )  # fmt: skip
 
 

@@ -57,7 +57,7 @@ def pauses() -> Iterator[Pauses]:
 
 def source(address: str, pauses: Pauses) -> PageSource:
     """A source that sleeps on paper."""
-    pauses.opened.append(PageSource(address, KEY, sleep=pauses.append, timeout_seconds=2.0))
+    pauses.opened.append(PageSource(address, KEY, sleep=pauses.append, timeout_seconds=60.0))
     return pauses.opened[-1]
 
 

@@ -308,7 +308,7 @@ def test_names_that_do_not_resolve_and_hosts_that_speak_no_tls_are_told_apart(de
         (desk.service.address.replace("http:", "https:"), "TLS failed"),
         ("http://127.0.0.1:1", "Connection refused"),
     ):
-        engine = desk.engine(source=source, timeout_s=2)
+        engine = desk.engine(source=source, timeout_s=60)
         work_off(engine, desk.state)
         assert said in engine.health().detail
 
