@@ -102,12 +102,8 @@ class RowHashes:
         arrays = []
         for name in self._names:
             series = frame[name]
-            if name in _TEXT:
-                arrays.append(self._of_texts(series))
-            elif series.dtype.is_float():
-                arrays.append(series.fill_null(float("nan")).to_numpy())
-            else:
-                arrays.append(series.to_numpy())
+            # A missing price becomes NaN.
+            arrays.append(self._of_texts(series) if name in _TEXT else series.to_numpy())
         return row_hashes(arrays)
 
     def _of_texts(self, series: polars.Series) -> np.ndarray:

@@ -214,7 +214,7 @@ class _Stream:
         else:
             done, rest = frame.filter(pl.Series(~stays)), frame.filter(pl.Series(stays))
         # A copy, so that the rest does not keep the whole frame's memory.
-        self._pending = [rest.select(pl.all().gather(np.arange(rest.height)))]
+        self._pending = [rest[np.arange(rest.height)]]
         self._pending_rows = rest.height
         closed = self._pending_symbols - {last}
         self._closed |= closed

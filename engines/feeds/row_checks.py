@@ -16,6 +16,7 @@ module must never read a file.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Final
 
@@ -38,6 +39,9 @@ from ledger.columns import Dataset
 
 _TOO_LARGE: Final = 2.0**53
 """From here on a double no longer counts by ones; no price or size is that large."""
+
+_CODES: Final = re.compile(CODES_PATTERN)
+_CONTRACT: Final = re.compile(CONTRACT_PATTERN)
 
 BoolArray = NDArray[np.bool_]
 IntArray = NDArray[np.int64]
@@ -77,6 +81,9 @@ class RowChecks:
         self._window = window
         self._report = report
         self._wanted = wanted
+        self._ticker = re.compile(OPTION_TICKER_PATTERN if dataset.of_options else TICKER_PATTERN)
+        self._plain_codes: set[str] = set()
+        """Code lists that were looked at and are good as they are."""
 
     def accept(self, raw: pl.DataFrame, *, by_line: bool = False) -> pl.DataFrame:
         """
@@ -93,10 +100,10 @@ class RowChecks:
         if any(raw[name].null_count() for name in self._columns.required):
             raise Doubtful
         starts, heads = ticker_runs(raw["ticker"])
-        names = heads.unique(maintain_order=True).cast(pl.String)
-        if not names.str.contains(OPTION_TICKER_PATTERN if self._dataset.of_options else TICKER_PATTERN).all():
+        names = heads.unique(maintain_order=True).cast(pl.String).to_list()
+        if not all(map(self._ticker.fullmatch, names)):
             raise Doubtful
-        if not by_line and any(raw[name].is_infinite().any() for name in self._floats):
+        if not by_line and any(np.isinf(raw[name].to_numpy()).any() for name in self._floats):
             raise Doubtful
         frame = self._completed(raw)
         kept = self._good_values(frame, starts, heads, names)
@@ -119,30 +126,38 @@ class RowChecks:
             if values.null_count():
                 values = _filled(values, default)
             if name in self._columns.codes:
-                values = _normal_codes(values)
+                values = self._normal_codes(values)
             elif name == "id" and (values.str.len_bytes().max() or 0) > ID_BYTES_MAX:  # type: ignore[operator]
                 raise Doubtful
             made.append(values)
         return pl.DataFrame(made)
 
+    def _normal_codes(self, values: pl.Series) -> pl.Series:
+        """Code lists as sent, without blanks inside; refused where anything else is in them."""
+        fresh = [text for text in values.unique().cast(pl.String).to_list() if text not in self._plain_codes]
+        if not all(map(_CODES.fullmatch, fresh)):
+            raise Doubtful
+        if any(" " in text for text in fresh):
+            return values.cast(pl.String).str.replace_all(" ", "", literal=True).cast(values.dtype)
+        self._plain_codes.update(fresh)
+        return values
+
     def _good_values(
-        self, frame: pl.DataFrame, starts: IntArray, heads: pl.Series, names: pl.Series
+        self, frame: pl.DataFrame, starts: IntArray, heads: pl.Series, names: list[str]
     ) -> BoolArray | None:
         """Mask of rows whose values are good, or None where all are; the others are counted by reason."""
         window = self._window
         times = frame["sip_timestamp"].to_numpy()
         floats = [(name, frame[name].to_numpy()) for name in self._floats]
-        malformed = names.filter(~names.str.contains(CONTRACT_PATTERN)) if self._dataset.of_options else names.clear()
+        malformed = [name for name in names if not _CONTRACT.fullmatch(name)] if self._dataset.of_options else []
         in_day = not len(times) or bool(times.min() >= window.day_start_ns and times.max() < window.day_end_ns)
         fair = all(_within(values, positive=name in self._columns.positive) for name, values in floats)
-        if in_day and fair and not len(malformed):
+        if in_day and fair and not malformed:
             self._report.rows_of_day += frame.height
             return None
         of_day = (times >= window.day_start_ns) & (times < window.day_end_ns)
         self._report.rows_of_day += int(of_day.sum())
-        bad_ticker = np.repeat(
-            heads.cast(pl.String).is_in(malformed.to_list()).to_numpy(), _lengths(starts, frame.height)
-        )
+        bad_ticker = np.repeat(heads.cast(pl.String).is_in(malformed).to_numpy(), _lengths(starts, frame.height))
         rules = [("malformed_option_ticker", bad_ticker), ("negative_sip_timestamp", times < 0), ("other_day", ~of_day)]
         for name, values in floats:
             rules += [(f"not_a_number_{name}", np.isnan(values)), (f"negative_{name}", values < 0)]
@@ -155,11 +170,11 @@ class RowChecks:
         return kept
 
     def _only_wanted(
-        self, kept: BoolArray | None, rows: int, starts: IntArray, heads: pl.Series, names: pl.Series
+        self, kept: BoolArray | None, rows: int, starts: IntArray, heads: pl.Series, names: list[str]
     ) -> BoolArray | None:
         """The mask without tickers that nobody wants, whose rows are counted."""
         wanted = self._wanted
-        unwanted = [name for name in names.to_list() if wanted is not None and not wanted(name)]
+        unwanted = [name for name in names if wanted is not None and not wanted(name)]
         if not unwanted:
             return kept
         drop = np.repeat(heads.cast(pl.String).is_in(unwanted).to_numpy(), _lengths(starts, rows))
@@ -189,13 +204,3 @@ def _filled(values: pl.Series, default: str | int) -> pl.Series:
 
 def _repeated(value: str | int, dtype: pl.DataType, rows: int, name: str) -> pl.Series:
     return pl.Series(name, [value], dtype=dtype).new_from_index(0, rows)
-
-
-def _normal_codes(values: pl.Series) -> pl.Series:
-    """Code lists as sent, without blanks inside; refused where anything else is in them."""
-    seen = values.unique().cast(pl.String)
-    if not seen.str.contains(CODES_PATTERN).all():
-        raise Doubtful
-    if not seen.str.contains(" ", literal=True).any():
-        return values
-    return values.cast(pl.String).str.replace_all(" ", "", literal=True).cast(values.dtype)
