@@ -66,6 +66,8 @@ class Plan:
     """Cells behind them that stay."""
     selected: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=bool))
     """bool[symbols of the year]: the symbols of the range."""
+    served: dict[Column, np.ndarray] = field(default_factory=dict)
+    """bool[symbols of the year]: whose cells an engine would make, as it was when the first of them were counted."""
     refillable: Counter[str] = field(default_factory=Counter)
     changed: dict[Column, Changed] = field(default_factory=dict)
     inside: Counter[Column] = field(default_factory=Counter)
@@ -170,7 +172,10 @@ class Choosing:
 
     def note(self, plan: Plan, column: Column, symbol_ids: np.ndarray, minutes: np.ndarray) -> None:
         """Count cells that were taken, or would be, and from where they would come again."""
-        plan.refillable += self._refilling.origins(plan.selection.session, column, symbol_ids, minutes)
+        session = plan.selection.session
+        if column not in plan.served:
+            plan.served[column] = self._refilling.served(session, column)
+        plan.refillable += self._refilling.origins(session, column, symbol_ids, minutes, plan.served[column])
         plan.changed.setdefault(column, Changed()).note(symbol_ids, minutes)
         if column in plan.chosen:
             selection = plan.selection

@@ -26,14 +26,16 @@ class Refilling:
         self._state = state
         self._engines = engines
 
-    def origins(self, session: str, column: Column, symbol_ids: np.ndarray, minutes: np.ndarray) -> Counter[str]:
+    def origins(
+        self, session: str, column: Column, symbol_ids: np.ndarray, minutes: np.ndarray, served: np.ndarray
+    ) -> Counter[str]:
         """
         How many of some cells would come from ``flat_file``, ``rest``, ``derived`` or ``none``.
 
         Args:
             symbol_ids, minutes: i64[n].
+            served: what :meth:`served` said of the column.
         """
-        served = self._served(session, column)
         if column not in RAW_COLUMNS:
             known = served[symbol_ids] & ~self._lost_inputs(session, column, symbol_ids, minutes)
             return Counter({"derived": int(known.sum()), "none": int((~known).sum())})
@@ -59,8 +61,8 @@ class Refilling:
         lost: np.ndarray = retired[position, minutes] | retired[position, np.maximum(minutes - 1, 0)]
         return lost
 
-    def _served(self, session: str, column: Column) -> np.ndarray:
-        """bool[symbols_max]: symbols whose cells an engine that runs would make."""
+    def served(self, session: str, column: Column) -> np.ndarray:
+        """bool[symbols_max]: symbols whose cells an engine that runs would make; a millisecond or two of a full day."""
         served = np.zeros(self._state.symbols.symbols_max, dtype=bool)
         for engine in self._engines.values():
             covers = engine.covers(session, column) if column in engine.writes else None

@@ -22,7 +22,7 @@ from ledger import sessionfile
 from ledger.columns import Column, Flag, Status
 from ledger.errors import StateFull
 from ledger.undo import UndoFile
-from m17d import opening, protocol, taking
+from m17d import choosing, opening, protocol, taking
 from m17d.config import read_config
 from m17d.daemon import Daemon
 from m17d.envelopes import Rest
@@ -144,6 +144,25 @@ def test_cell_that_changes_between_keeping_and_taking_stays_and_is_struck_out(ro
     assert undone.skipped == {Column.TRADE_REF: 0}
     assert changed(daemon) == 0
     assert int(rows.versions(Column.TRADE_REF, *kept)[0]) == version
+    daemon.close()
+
+
+def test_engines_are_asked_once_for_an_operation_of_many_pieces(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whose cells would be made again takes a look at every symbol, and every piece counts with the same answer."""
+    asked = []
+    daemon = opened(root)
+    engine = daemon.runner.engines["trade_flatfile"]
+    whole = type(engine).covers
+
+    def covers(self: Any, session: str, column: Column) -> np.ndarray | None:
+        asked.append(column)
+        return whole(self, session, column)
+
+    monkeypatch.setattr(choosing, "CELLS_PER_FRAME", 390)
+    monkeypatch.setattr(type(engine), "covers", covers)
+    *_, reply = steps(daemon, "clear")
+    assert reply.refillable.flat_file == reply.cleared[Column.TRADE_REF] == 31_200
+    assert asked == [Column.TRADE_REF]
     daemon.close()
 
 
