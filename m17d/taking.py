@@ -37,6 +37,8 @@ CONFIRM_CELLS: Final = 10_000
 _PIECES_KEPT: Final = 4
 """Pieces that are synced together."""
 _WAITING: Final = Rest(0.001)
+_OFFERS: Final = 20
+"""So often an operation looks whether those who wait for their turn have had it."""
 
 
 class Taking:
@@ -55,6 +57,8 @@ class Taking:
         self.is_collecting: Callable[[], bool] = lambda: False
         self._named = 0
         self._keeping = False
+        self._asking = 0
+        """Operations that wait for their turn."""
 
     def name(self) -> str:
         """A name for an operation: one behind the audit log's end and every name that is in use."""
@@ -128,6 +132,7 @@ class Taking:
             try:
                 for first in range(0, len(pieces), _PIECES_KEPT):
                     yield from self._take_some(plan, file, pieces[first : first + _PIECES_KEPT])
+                    yield from self._offer()
                 file.finish()
             finally:
                 file.close()
@@ -178,7 +183,18 @@ class Taking:
 
     def _turn(self) -> Iterator[Rest]:
         """Wait until no other operation has cells between keeping and taking."""
-        while self._keeping:
+        self._asking += 1
+        try:
+            while self._keeping:
+                yield _WAITING
+        finally:
+            self._asking -= 1
+
+    def _offer(self) -> Iterator[Rest]:
+        """Give whoever waits the turn between two times of one's own: one symbol's cells should not wait for a day's."""
+        for _ in range(_OFFERS):
+            if not self._asking:
+                return
             yield _WAITING
 
     def _change(self, plan: Plan, cells: Cells) -> None:

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -163,6 +164,31 @@ def test_engines_are_asked_once_for_an_operation_of_many_pieces(root: Path, monk
     *_, reply = steps(daemon, "clear")
     assert reply.refillable.flat_file == reply.cleared[Column.TRADE_REF] == 31_200
     assert asked == [Column.TRADE_REF]
+    daemon.close()
+
+
+@pytest.mark.parametrize("op", ["clear", "refresh"])
+def test_small_operation_has_its_turn_in_the_middle_of_a_large_one(
+    root: Path, op: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its few cells are taken between two pieces of the large one, and each cell is taken and counted by one of them."""
+    monkeypatch.setattr(choosing, "CELLS_PER_FRAME", 390)
+    monkeypatch.setattr(taking, "_PIECES_KEPT", 1)
+    daemon = opened(root)
+    large = steps(daemon, op)
+    while not changed(daemon):
+        next(large)
+    few = msgspec.structs.replace(request_of(op), range=protocol.Range(session=SESSION, symbols="T079"))
+    small = daemon.handlers.handle(few, Context(ME, "another-key"))
+    assert isinstance(small, Iterator)
+    first: Any = None
+    while first is None:
+        assert not isinstance(next(large), OperationReply), "the small one waits for the end"
+        first = next((step for step in [next(small)] if isinstance(step, OperationReply)), None)
+    *_, second = large
+    assert first.cleared == {Column.TRADE_REF: 390}
+    assert second.cleared == {Column.TRADE_REF: 31_200 - 390}
+    assert changed(daemon) == 31_200
     daemon.close()
 
 
