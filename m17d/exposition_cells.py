@@ -43,7 +43,8 @@ class CellFamilies:
         in_use: InUse = []
         for session in self._measuring.names():
             yield from self._measuring.opening(session)
-            in_use.append((session, self._measuring.session(session)))
+            if (found := self._measuring.readable(session)) is not None:
+                in_use.append((session, found))
             yield
         lags: dict[tuple[Column, bool], float] = {}
         for column, having_open in zip(Column, open_sessions(in_use), strict=True):

@@ -15,7 +15,7 @@ import numpy as np
 
 from ledger.columns import WINDOW_NS, Column, Flag, Status
 from ledger.coverage import COUNT_NAMES, applicable, sessions_in_use
-from ledger.errors import ChecksumMismatch
+from ledger.errors import ChecksumMismatch, LedgerError
 from ledger.layout import COLUMNS_OF
 from ledger.rows import SessionRows
 from ledger.state import State
@@ -53,7 +53,12 @@ class Gridding:
         groups = self._groups(request.symbol)
         for session in sessions_in_use(self.state):
             if request.from_session <= session <= request.to_session:
-                yield self._piece(request.symbol, groups, session, request.step_minutes)
+                try:
+                    piece = self._piece(request.symbol, groups, session, request.step_minutes)
+                except LedgerError:
+                    # Its file cannot be read: the status says why, and the others are shown.
+                    piece = None
+                yield piece
 
     def _groups(self, symbol: str | None) -> dict[str, np.ndarray]:
         """The symbol itself, and the options on it; raises UnknownSymbol."""

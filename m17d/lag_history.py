@@ -30,7 +30,8 @@ class LagHistory:
         in_use: InUse = []
         for session in self._measuring.names():
             yield from self._measuring.opening(session)
-            in_use.append((session, self._measuring.session(session)))
+            if (found := self._measuring.readable(session)) is not None:
+                in_use.append((session, found))
             yield
         lags: dict[Column, float] = {}
         for column in Column:

@@ -8,6 +8,7 @@ page. This module must never count an event, nor write a cell.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
@@ -25,6 +26,7 @@ from ledger.coverage import (
     stored_counts,
     with_options,
 )
+from ledger.errors import LedgerError
 from ledger.layout import COLUMNS_OF
 from ledger.rows import SessionRows
 from ledger.state import State
@@ -78,6 +80,8 @@ class Measuring:
         self.reading = reading
         self.blocked: Callable[[str, Column, np.ndarray], np.ndarray] | None = None
         """bool[n, minutes], cells of some symbols behind inputs that are not filled; from whoever knows."""
+        self.damaged: dict[str, str] = {}
+        """Sessions that could not be read when they were last measured, and why."""
         self._held: dict[str, dict[Signature, Measured]] = {}
         self._universes: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
 
@@ -106,7 +110,9 @@ class Measuring:
         seq = self.state.calendar.session_seq(session)
         for ledger in (self.state.trade, self.state.enrichment):
             if seq not in ledger.mapped() and stored_counts(ledger, seq) is None:
-                yield from mapped(self.state, seq)
+                # What is wrong with a file is said by who measures it.
+                with contextlib.suppress(LedgerError):
+                    yield from mapped(self.state, seq)
 
     def sessions(self) -> InUse:
         """
@@ -114,7 +120,17 @@ class Measuring:
 
         Stale are the cells that their engine has judged so: a moment after a write it may not have come to them yet.
         """
-        return [(session, self.session(session)) for session in self.names()]
+        return [(session, found) for session in self.names() if (found := self.readable(session)) is not None]
+
+    def readable(self, session: str) -> Measured | None:
+        """As :meth:`session`; None where its file cannot be read, which is kept in ``damaged``: the others go on."""
+        try:
+            found = self.session(session)
+        except LedgerError as error:
+            self.damaged[session] = f"{error}; {error.hint}" if error.hint else str(error)
+            return None
+        self.damaged.pop(session, None)
+        return found
 
     def names(self) -> list[str]:
         """The sessions in use, oldest first; whoever asks for them is about to look at how they stand."""
@@ -139,7 +155,11 @@ class Measuring:
                 if not measured.open_cells(column):
                     continue
                 find = self._first_ready if ready else self._first_open
-                found[column] = find(session, column, measured)
+                try:
+                    found[column] = find(session, column, measured)
+                except LedgerError:
+                    # Its file has a sound header page and cannot be mapped: the engine that wants it says so.
+                    continue
                 self._keep(session, self.signature(session), measured)
             minute = found[column]
             if minute is not None:

@@ -214,6 +214,7 @@ class Reading:
     def warnings(self, space: replies.Space) -> list[str]:
         """What an operator should know beside the counts, a sentence each."""
         lines = [f"{failure.engine}: {failure.reason}" for failure in self.runner.failures.values()]
+        lines += [f"{session} is not counted: {reason}" for session, reason in self.measuring.damaged.items()]
         if self.runner.blocked:
             lines.append(f"nothing is written: {self.runner.blocked}")
         if space.runway_days is not None and space.runway_days < SHORT_DAYS:

@@ -10,9 +10,10 @@ import pytest
 import m17d.opening
 from ledger import sessionfile
 from ledger.columns import Column, Flag
-from ledger.layout import COUNTS_OFFSET, ROWS_COUNTS
+from ledger.layout import COUNTS_OFFSET, PAGE, ROWS_COUNTS
 from m17d import protocol
 from m17d.daemon import Daemon
+from m17d.envelopes import Piece
 from m17d.peers import Context, Peer
 from m17d.replies import StatusReply
 from tests.m17d.bench_exposition import daemon_over
@@ -95,3 +96,37 @@ def test_a_session_that_a_crash_left_is_mapped_in_steps_before_it_is_counted(
     assert isinstance(pieces[-1], StatusReply)
     assert 22 in state.trade.mapped()
     assert isinstance(many.handlers.handle(protocol.StatusRequest(), Context(ME)), StatusReply)
+
+
+def test_a_session_that_cannot_be_read_is_named_and_the_others_are_counted(many: Daemon) -> None:
+    """In status, metrics and the year's map, until its file is restored under the daemon."""
+    state, handlers = many.state, many.handlers
+    session, path = state.calendar.date(23), state.trade.path(23)
+    state.make_durable()
+    state.trade.drop_idle(idle_ns=0, keep=frozenset(range(state.calendar.session_count)) - {23})
+    with path.open("rb") as opened:
+        page = opened.read(PAGE)
+
+    def overwrite(data: bytes) -> None:
+        with path.open("r+b") as file:
+            file.write(data)
+
+    def status() -> StatusReply:
+        answer = handlers.handle(protocol.StatusRequest(), Context(ME))
+        found = list(answer)[-1] if isinstance(answer, Iterator) else answer
+        assert isinstance(found, StatusReply)
+        return found
+
+    before = status()
+    overwrite(bytes(PAGE))
+    damaged = status()
+    assert [line for line in damaged.warnings if session in line and "restore the file from a backup" in line]
+    trades = [one.columns[Column.TRADE_REF].filled for one in (before, damaged)]
+    assert trades[1] == trades[0] - 4 * 390
+    assert 'm17_slots{column="trade_ref",status="filled"} ' + f"{trades[1]:.1f}" in handlers.exposition.text()
+    request = protocol.GridRequest(from_session=state.calendar.date(22), to_session=state.calendar.date(24))
+    grids = [piece for piece in handlers.gridding.grid(request) if isinstance(piece, Piece)]
+    assert len(grids) == 2
+    overwrite(page)
+    assert status().columns == before.columns
+    assert not [line for line in status().warnings if session in line]
