@@ -8,7 +8,6 @@ suspect and stale are parts of filled. Counted from planes, never from events. T
 from __future__ import annotations
 
 import os
-import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +21,7 @@ from ledger.columns import (
     Status,
     SymbolClass,
 )
-from ledger.layout import COLUMNS_OF, COUNTS_OFFSET, FLAG_COUNT, ROWS_COUNTS
+from ledger.layout import COLUMNS_OF, FLAG_COUNT
 
 if TYPE_CHECKING:
     from ledger.ledgers import Ledger
@@ -198,19 +197,15 @@ def stored_counts(ledger: Ledger, session_seq: int) -> tuple[np.ndarray, np.ndar
 
     Returns:
         i64[columns, 4] statuses and i64[columns, 5] flags over reserved blocks; zeros where there is no file; None where
-        the session is mapped or its counts are not clean.
+        the session is mapped, or its counts cannot be trusted.
     """
     columns = len(COLUMNS_OF[ledger.kind])
     if session_seq in ledger.mapped():
         return None
-    try:
-        with ledger.path(session_seq).open("rb") as file:
-            file.seek(COUNTS_OFFSET)
-            data = file.read(ROWS_COUNTS.itemsize)
-    except FileNotFoundError:
+    if not ledger.exists(session_seq):
         return np.zeros((columns, 4), dtype=np.int64), np.zeros((columns, FLAG_COUNT), dtype=np.int64)
-    stored = np.frombuffer(data, dtype=ROWS_COUNTS)[0] if len(data) == ROWS_COUNTS.itemsize else None
-    if stored is None or not stored["clean"] or stored["crc"] != zlib.crc32(data[4:]):
+    stored = ledger.stored_counts(session_seq)
+    if stored is None:
         return None
     return stored["status"][:columns].astype(np.int64), stored["flags"][:columns].astype(np.int64)
 

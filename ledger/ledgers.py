@@ -249,6 +249,16 @@ class Ledger:
         rows = self._sessions.get(session_seq)
         if rows is not None:
             return rows.counts_status
+        stored = self.stored_counts(session_seq)
+        return None if stored is None else stored["status"][: len(COLUMNS_OF[self.kind])].astype(np.int64)
+
+    def stored_counts(self, session_seq: int) -> np.void | None:
+        """
+        What the header page of a session's file says of its cells, mapped or not.
+
+        Returns:
+            A record of ``ROWS_COUNTS``, or None where there is no file, or one whose counts cannot be trusted.
+        """
         path = self.path(session_seq)
         try:
             with path.open("rb") as file:
@@ -259,9 +269,7 @@ class Ledger:
         except OSError as error:
             raise from_os_error(error, "read", path) from error
         stored = counts_in(page)
-        if stored is None or not stored["clean"] or size != FILE_BYTES[self.kind]:
-            return None
-        return stored["status"][: len(COLUMNS_OF[self.kind])].astype(np.int64)
+        return stored if stored is not None and stored["clean"] and size == FILE_BYTES[self.kind] else None
 
     def drop_idle(self, *, keep: frozenset[int] = frozenset(), idle_ns: int = _NS_IDLE) -> list[int]:
         """Close sessions unused for ``idle_ns`` (those in ``keep`` stay); returns what was closed."""

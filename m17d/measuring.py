@@ -108,10 +108,10 @@ class Measuring:
         if held is not None and self.signature(session) in held:
             return
         seq = self.state.calendar.session_seq(session)
-        for ledger in (self.state.trade, self.state.enrichment):
-            if seq not in ledger.mapped() and stored_counts(ledger, seq) is None:
-                # What is wrong with a file is said by who measures it.
-                with contextlib.suppress(LedgerError):
+        # What is wrong with a file is said by who measures it.
+        with contextlib.suppress(LedgerError):
+            for ledger in (self.state.trade, self.state.enrichment):
+                if seq not in ledger.mapped() and stored_counts(ledger, seq) is None:
                     yield from mapped(self.state, seq)
 
     def sessions(self) -> InUse:
@@ -155,11 +155,7 @@ class Measuring:
                 if not measured.open_cells(column):
                     continue
                 find = self._first_ready if ready else self._first_open
-                try:
-                    found[column] = find(session, column, measured)
-                except LedgerError:
-                    # Its file has a sound header page and cannot be mapped: the engine that wants it says so.
-                    continue
+                found[column] = find(session, column, measured)
                 self._keep(session, self.signature(session), measured)
             minute = found[column]
             if minute is not None:

@@ -14,7 +14,6 @@ import numpy as np
 
 from ledger.columns import MINUTES_PER_SESSION, SYMBOLS_MAX, Column, Flag, Status
 from ledger.coverage import mark
-from ledger.errors import LedgerError
 from ledger.rows import SessionRows
 from ledger.state import State
 from m17d.measuring import InUse
@@ -57,12 +56,7 @@ class Quality:
         ledger, seq = self._state.ledger_of(self._column), self._state.calendar.session_seq(session)
         before = mark(ledger, seq)
         if before not in self._marks:
-            try:
-                rows = ledger.session(seq)
-            except LedgerError:
-                # Its file cannot be read, which whoever measures it says.
-                return None
-            if not self._look(rows, time.monotonic() + _SECONDS):
+            if not self._look(ledger.session(seq), time.monotonic() + _SECONDS):
                 return None
             # One that was mapped for this and dropped since is known by its file's mark, and not mapped again.
             self._marks = {before, mark(ledger, seq)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import numpy as np
@@ -98,7 +99,8 @@ def test_a_session_that_a_crash_left_is_mapped_in_steps_before_it_is_counted(
     assert isinstance(many.handlers.handle(protocol.StatusRequest(), Context(ME)), StatusReply)
 
 
-def test_a_session_that_cannot_be_read_is_named_and_the_others_are_counted(many: Daemon) -> None:
+@pytest.mark.parametrize("damage", ["another magic", "another size"])
+def test_a_session_that_cannot_be_read_is_named_and_the_others_are_counted(many: Daemon, damage: str) -> None:
     """In status, metrics and the year's map, until its file is restored under the daemon."""
     state, handlers = many.state, many.handlers
     session, path = state.calendar.date(23), state.trade.path(23)
@@ -117,8 +119,12 @@ def test_a_session_that_cannot_be_read_is_named_and_the_others_are_counted(many:
         assert isinstance(found, StatusReply)
         return found
 
+    size = path.stat().st_size
     before = status()
-    overwrite(bytes(PAGE))
+    if damage == "another magic":
+        overwrite(b"?")
+    else:
+        os.truncate(path, size + 1)
     damaged = status()
     assert [line for line in damaged.warnings if session in line and "restore the file from a backup" in line]
     trades = [one.columns[Column.TRADE_REF].filled for one in (before, damaged)]
@@ -128,5 +134,6 @@ def test_a_session_that_cannot_be_read_is_named_and_the_others_are_counted(many:
     grids = [piece for piece in handlers.gridding.grid(request) if isinstance(piece, Piece)]
     assert len(grids) == 2
     overwrite(page)
+    os.truncate(path, size)
     assert status().columns == before.columns
     assert not [line for line in status().warnings if session in line]
